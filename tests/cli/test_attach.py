@@ -271,11 +271,24 @@ def test_the_output_of_a_running_function_is_followed(stack, executor, gate):
     command = executor.submit(ShellFunction("echo out; echo err >&2; exit 3"))
     assert command.result().returncode == 3
     done = stack.run("attach", "--follow", command.task_id, status=3)
-    assert (done.stdout, done.stderr) == ("out", "err")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
     shown = json.loads(
         stack.out("attach", "-f", "--json", command.task_id, status=3).splitlines()[0]
     )
     assert (shown["stream"], shown["begin"]) == ("stdout", 0)
+
+
+@pytest.mark.parametrize("spec", [None, {"num_ranks": 1}], ids=["worker", "job"])
+def test_the_output_of_a_running_command_is_followed(stack, executor, gate, spec):
+    executor.resource_specification = spec
+    waits = ShellFunction("echo begun; until [ -e {gate} ]; do sleep 0.05; done; seq 2000")
+    future = executor.submit(waits, gate=str(gate))
+    lines = future.output()
+    assert next(lines, None) == "begun\n", future.exception()
+    assert not future.done()
+    gate.touch()
+    assert list(lines) == [f"{number}\n" for number in range(1, 2001)]
+    assert future.result(PATIENCE).stdout.startswith("1001\n")  # a ShellResult has a thousand lines
 
 
 def test_following_needs_one_task(stack):

@@ -22,7 +22,7 @@ def says_on_ranks(gate):
     print("end")
 
 
-@pytest.mark.parametrize("spec", [{"num_ranks": 1}], ids=["job"])
+@pytest.mark.parametrize("spec", [None, {"num_ranks": 1}], ids=["worker", "job"])
 def test_a_command_is_followed_and_its_end_has_the_positions(world, tmp_path, spec):
     gate = tmp_path / "gate"
     task = world.submit(ShellFunction(SAYS, snippet_lines=1), gate=str(gate), spec=spec)
@@ -37,10 +37,41 @@ def test_a_command_is_followed_and_its_end_has_the_positions(world, tmp_path, sp
     assert details["stderr"] == "warned\n"
 
 
-def test_a_command_that_nobody_follows_has_its_output_once(world):
-    end = world.call(ShellFunction("echo one"), spec={"num_ranks": 1})
-    assert end.value.stdout == "one\n"
+@pytest.mark.parametrize("spec", [None, {"num_ranks": 1}], ids=["worker", "job"])
+def test_a_command_that_nobody_follows_has_its_output_once(world, spec):
+    end = world.call(ShellFunction("echo one; sleep 0.2; exit 3", walltime=60), spec=spec)
+    assert (end.value.stdout, end.value.returncode) == ("one\n", 3)
     assert "stdout" not in end.message.details
+
+
+@pytest.mark.parametrize("spec", [None, {"num_ranks": 1}], ids=["worker", "job"])
+def test_a_followed_command_that_was_ended_brings_its_output_along(world, spec):
+    task = world.submit(ShellFunction("echo out; echo err >&2; sleep 3600"), spec=spec)
+    world.follow(task, "stderr", "err\n")
+    world.engine.cancel(task)
+    details = world.end(task).message.details
+    assert (details["stdout"], details["stderr"]) == ("out\n", "err\n")
+
+
+def prints_and_calls_a_command(gate):
+    from flux_endpoint import ShellFunction
+
+    print("printed")
+    found = ShellFunction("echo of the command; until [ -e {gate} ]; do sleep 0.05; done")(
+        gate=gate
+    )
+    print("end")
+    return found.stdout
+
+
+def test_a_function_that_calls_a_command_is_followed_by_what_it_prints(world, tmp_path):
+    gate = tmp_path / "gate"
+    task = world.submit(prints_and_calls_a_command, str(gate))
+    world.follow(task, "stdout", "printed\n")
+    gate.touch()
+    end = world.end(task)
+    assert end.value == "of the command\n"
+    assert end.message.details["stdout"] == "printed\nend\n"
 
 
 def test_the_ranks_of_a_function_are_followed(world, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
@@ -312,10 +313,10 @@ def test_output_that_waits_to_be_reported_is_forgotten_with_its_worker(
         output.read()
         reader.belongs_to("task", output)
     assert heard.parts == [("task", {"stdout": (0, 3, "one")})]
-    assert list(reader.moments())
+    assert min(reader.moments()) < math.inf
 
     assert reader.lost(output) == {"stdout": "onetwo"}
-    assert list(reader.moments()) == []
+    assert min(reader.moments()) == math.inf
     assert reader.read_due() == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,13 @@ def test_parts_and_the_end_give_each_byte_once(tmp_path_factory, texts, most, be
 def test_what_was_not_reported_in_time_is_left_out_by_whole_lines(output):
     output.paths[0].write_text("".join(f"line {number:04}\n" for number in range(100)))
     assert output.parts([0, 0], 25) == {"stdout": (980, 1000, "line 0098\nline 0099\n")}
+
+
+@pytest.mark.parametrize("path", ["none", "/", "a\0b", "\ud800", "x" * 5000])
+def test_what_is_no_file_is_not_read(path):
+    output = WrittenOutput((Path(path), Path(path)), (0, 2**70))
+    assert output.parts([0, 0], 99) == {}
+    assert [tail.total for tail in output.tails(99)] == [0, 0]
 
 
 def test_only_regular_files_are_read(output):

@@ -24,7 +24,7 @@ from flux_endpoint.protocol.queues import commands_queue
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.page import live as live_page
 from flux_endpoint.service.page.files import page_files
-from flux_endpoint.service.page.output import LONGEST, MOST_LINES, shown_output
+from flux_endpoint.service.page.output import LONGEST, MOST_LINES, command_streams, shown_output
 from flux_endpoint.service.page.reports import AGAIN, ReportRequests
 from flux_endpoint.service.page.sessions import CODE_SECONDS, SESSION_SECONDS, Sessions
 from flux_endpoint.service.settings import ServiceSettings
@@ -312,6 +312,15 @@ class TestOutput:
         assert (shown.command, shown.stdout, shown.stderr) == ("ls", "one\ntwo", "oh")
         assert shown.returncode == 3
         assert shown.value is None
+
+    def test_all_of_a_commands_streams_is_there_for_followers(self) -> None:
+        long = "line\n" * 10_000
+        streams = {"stdout": long, "stderr": "a?b"}
+        result = ShellResult("ls", long, "a\udcffb", 0)
+        assert command_streams(self.of(result)) == streams
+        assert command_streams(self.of(vars(result))) == streams
+        for other in (5, {"stdout": "x"}, print):
+            assert command_streams(self.of(other)) == {}
 
     def test_plain_values_are_shown(self) -> None:
         shown = shown_output(self.of({"energy": [1.5, None]}), failed=False)

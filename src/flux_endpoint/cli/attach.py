@@ -58,8 +58,8 @@ def attach(*, which: tuple[str, ...], follows: bool, as_json: bool) -> int:
     lines of its output go to the streams that they were written to. The exit code is the job's, or
     128 plus the signal that ended it. Ctrl-C leaves the job running.
 
-    With --follow, the output of any TASK is printed instead: of a Python function on a worker while
-    it runs, of others when they have ended. The exit code is then 1 if a function has failed.
+    With --follow, the output of any TASK is printed instead, while it runs. The exit code is then 1
+    if a function has failed.
     """
     logs.configure("WARNING")
     try:

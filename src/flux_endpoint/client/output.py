@@ -161,8 +161,7 @@ class WithOutput(Future[Any]):
     def output(self, stream: Literal["stdout", "stderr"] = "stdout") -> FollowedOutput:
         r"""Return the lines that the task prints, as they come: `for line in future.output()`.
 
-        Of a Python function on a worker, and of jobs, they come while it runs. Those of other tasks
-        come when the task has ended. Each line has its line end; in a coroutine, use `async for`.
+        They come while the task runs. Each line has its line end; in a coroutine, use `async for`.
         Iterating raises `ServiceError` if the service refuses, and `ServiceUnreachableError`.
 
         Args:

@@ -47,7 +47,7 @@ class WrittenOutput:
         """Yield the ends of both streams, with at most `most` bytes each."""
         for path, start in zip(self.paths, self.starts, strict=True):
             tail = StreamTail(most)
-            with suppress(OSError), _opened(path) as (descriptor, size):
+            with suppress(OSError, ValueError), _opened(path) as (descriptor, size):
                 # One more byte, so that the tail knows that there is more.
                 begin = max(min(start, size), size - most - 1)
                 tail.dropped = max(0, begin - start)
@@ -63,7 +63,7 @@ class WrittenOutput:
         """
         found: Parts = {}
         for number, (name, _) in enumerate(OUTPUT):
-            with suppress(OSError), _opened(self.paths[number]) as (descriptor, size):
+            with suppress(OSError, ValueError), _opened(self.paths[number]) as (descriptor, size):
                 written = size - self.starts[number]
                 begin = max(sent[number], written - most)
                 if begin >= written:
@@ -86,6 +86,7 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
 
     Raises:
         OSError: it can't be read, or is not a regular file.
+        ValueError: there is no such path: tasks may name one.
     """
     # Opening a named pipe must not block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

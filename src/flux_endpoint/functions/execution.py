@@ -43,6 +43,8 @@ _signal: Callable[[int, Any], Any] = sys.modules["_signal"].signal
 _NO_HANDLERS = (None, int(signal.SIG_DFL), int(signal.SIG_IGN))
 #: `poll` takes milliseconds as a C int.
 _LONGEST_POLL = 2**31 // 1000 - 1
+#: Seconds after which a command that still runs is reported: most end sooner, and cost nothing.
+_REPORTED_AFTER = 0.05
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,25 @@ class Execution:
     stderr: str
 
 
+@dataclass(frozen=True)
+class CommandFiles:
+    """The files of a command's output streams, and their sizes in bytes before the command."""
+
+    paths: tuple[str, str]
+    starts: tuple[int, int]
+
+
+class _Reports:
+    """Called with the files of each command that runs for a while."""
+
+    to: Callable[[CommandFiles], None] | None = None
+
+
+def report_files(to: Callable[[CommandFiles], None]) -> None:
+    """Call `to` with the files of each command of this process that runs for a while."""
+    _Reports.to = to
+
+
 def run_command(
     command: str,
     *,
@@ -137,7 +158,8 @@ def run_command(
         output_file(err_path, may_be_renamed=not stderr) as err,
     ):
         out_start, err_start = os.fstat(out).st_size, os.fstat(err).st_size
-        outcome = _run(command, place, out, err, walltime)
+        files = CommandFiles((str(out_path), str(err_path)), (out_start, err_start))
+        outcome = _run(command, place, (out, err), walltime, files)
         limit = snippet_limit(command)
         return Execution(
             outcome,
@@ -156,7 +178,11 @@ def _usual_place() -> CommandPlace:
 
 
 def _run(
-    command: str, place: CommandPlace, out: int, err: int, walltime: float | None
+    command: str,
+    place: CommandPlace,
+    streams: tuple[int, int],
+    walltime: float | None,
+    files: CommandFiles,
 ) -> ExecutionOutcome:
     limited = walltime is not None and math.isfinite(walltime)
     mark = uuid.uuid4().hex
@@ -170,15 +196,15 @@ def _run(
             pass_fds=bash.descriptors,
             cwd=place.directory,
             stdin=None if place.has_input else subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+            stdout=streams[0],
+            stderr=streams[1],
             env={**os.environb, MARK.encode(): mark.encode()},
             start_new_session=True,
         )
         tree.started(process.pid)
         try:
             held.release()
-            ended = _wait(process, walltime if limited else None)
+            ended = _wait(process, walltime if limited else None, files)
             if not ended:
                 tree.end(GRACE)
                 _collect(process)
@@ -264,9 +290,9 @@ def _collect(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
-    """Wait for `process`; return whether it ended in time."""
-    if seconds is None:
+def _wait(process: subprocess.Popen[bytes], seconds: float | None, files: CommandFiles) -> bool:
+    """Wait for `process`; return whether it ended in time. Report `files` if it takes a while."""
+    if seconds is None and _Reports.to is None:
         _collect(process)
         return True
     try:
@@ -279,15 +305,28 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
         return True
     # `Popen.wait` with a timeout polls; this wakes when the process ends.
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        while True:
-            left = max(deadline - time.monotonic(), 0.0)
-            if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
+        limit = math.inf if seconds is None else seconds
+        deadline = time.monotonic() + limit
+        if _Reports.to is not None and limit > _REPORTED_AFTER:
+            if _has_ended(descriptor, time.monotonic() + _REPORTED_AFTER):
                 _collect(process)
                 return True
-            if left == 0.0:
-                return False
+            _Reports.to(files)
+        ended = seconds is None or _has_ended(descriptor, deadline)
     finally:
         os.close(descriptor)
+    if ended:
+        _collect(process)
+    return ended
+
+
+def _has_ended(descriptor: int, deadline: float) -> bool:
+    """Wait for the end of a process until a monotonic time; return whether it has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        left = max(deadline - time.monotonic(), 0.0)
+        if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
+            return True
+        if left == 0.0:
+            return False

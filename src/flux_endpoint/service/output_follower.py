@@ -10,7 +10,7 @@ from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import ServiceContext
 from flux_endpoint.service.live_output import AGAIN, STREAMS, WANTED, LiveOutput, OutputPart
-from flux_endpoint.service.page.output import shown_output
+from flux_endpoint.service.page.output import command_streams
 from flux_endpoint.service.routes.tasks import owned
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.output import TaskOutput, output_of
@@ -104,8 +104,8 @@ class OutputFollower:
             output = output_of(connection, [self._task_id]).get(self._task_id)
         if output is None:  # a command has it in its result
             is_command = RETURNCODE in (task.details or {})
-            shown = shown_output(task.result if is_command else None, failed=bool(task.failed))
-            output = TaskOutput(shown.stdout or "", shown.stderr or "")
+            streams = command_streams(task.result) if is_command and task.result else {}
+            output = TaskOutput.split(streams)[0] or TaskOutput("", "")
         attempts = (task.details or {}).get(ATTEMPTS)
         several = isinstance(attempts, int) and attempts > 1
         return _answer(rest_of(output, self.positions, several_attempts=several), ended=True)

@@ -11,7 +11,7 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
@@ -21,6 +21,12 @@ from flux_endpoint.engine.output import LogAllowance
 from flux_endpoint.engine.results import output_details
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.workers.pipes import MOST_READ, WorkerPipes, read_all
+from flux_endpoint.engine.written_output import (
+    LOOK_PAUSE,
+    MOST_FOLLOWED,
+    FollowedFiles,
+    WrittenOutput,
+)
 from flux_endpoint.protocol.envelope import OUTPUT
 
 #: Seconds that output waits in its pipe: short tasks end within them, and each line of a longer one
@@ -28,9 +34,8 @@ from flux_endpoint.protocol.envelope import OUTPUT
 _PAUSE = 0.02
 _SHORT_PAUSE = 0.001
 _MUCH = 32 << 10
-#: Seconds between two reports of a followed task, and the most of them that are followed.
-_REPORT_PAUSE = 0.2
-_MOST_FOLLOWED = 64
+#: Seconds between two reports of a followed task.
+_REPORT_PAUSE = LOOK_PAUSE
 
 
 class OutputListener(Protocol):
@@ -174,6 +179,9 @@ class OutputReader:
         self._allowance = LogAllowance()
         self._epoll = select.epoll()
         self._outputs: dict[int, WorkerOutput] = {}
+        #: The files that running commands write to, by task.
+        self._written: dict[str, WrittenOutput] = {}
+        self._files = FollowedFiles(most)
         #: Those of them that have a time at which they are due.
         self._due: set[WorkerOutput] = set()
 
@@ -204,9 +212,12 @@ class OutputReader:
         for each in self._followed.values():
             if each.waits is not None:
                 yield each.next_at
+        yield self._files.due
 
     def read_due(self) -> list[WorkerOutput]:
         """Read what is due, except where the worker does; return the outputs to report on."""
+        for task_id, parts in self._files.look():
+            self._listener.followed(task_id, parts)
         now = time.monotonic()
         read = []
         for each in self._followed.values():
@@ -223,8 +234,26 @@ class OutputReader:
                 self._epoll.modify(reader, select.EPOLLIN | select.EPOLLONESHOT)
         return read
 
+    def writes(self, task_id: str, written: WrittenOutput) -> None:
+        """Read the output of a task from its files from now on: it is a command."""
+        self._written[task_id] = written
+        if followed := self._followed.pop(task_id, None):
+            left = followed.until - time.monotonic()
+            self._follow_files(task_id, written, left, followed.sent)
+
+    def _follow_files(
+        self, task_id: str, written: WrittenOutput, seconds: float, known: Sequence[int]
+    ) -> None:
+        written.was_followed = True
+        self._files.follow(task_id, written, seconds, (known[0], known[1]))
+
     def ended(
-        self, task_id: str, output: WorkerOutput, streams: tuple[bytes, bytes] | None
+        self,
+        task_id: str,
+        output: WorkerOutput,
+        streams: tuple[bytes, bytes] | None,
+        *,
+        with_files: bool = False,
     ) -> dict[str, Any]:
         """Return what a task has printed that its worker reports as ended.
 
@@ -232,16 +261,29 @@ class OutputReader:
             task_id: the task.
             output: the worker's.
             streams: what the worker has read; `None`: this process is to read.
+            with_files: whether to read a command's files, also if nobody has followed them.
         """
         self._followed.pop(task_id, None)
+        written = self._take_written(task_id, always=with_files)
         if streams is not None:
             # If this process is the reader, then of what the worker's next task prints.
             self.write(b"".join(streams))
-            return output.sent(streams) if any(streams) else {}
+            return written or (output.sent(streams) if any(streams) else {})
         self.write(output.read())
         details = output.take()
         output.give_up()
-        return details
+        return written or details
+
+    def _take_written(self, task_id: str, *, always: bool) -> dict[str, Any]:
+        """Return what a command has written, as entries of its result's details.
+
+        Its value has lines without positions, which is not enough for a follower.
+        """
+        self._files.forget(task_id)
+        written = self._written.pop(task_id, None)
+        if written is None or not (always or written.was_followed):
+            return {}
+        return output_details(written.tails(self._most))
 
     def belongs_to(self, task_id: str | None, output: WorkerOutput) -> None:
         """Handle that what was read is of a task, or of none: the worker has no task."""
@@ -257,10 +299,13 @@ class OutputReader:
             request: the request.
             output: that of the task's worker, if the task runs here.
         """
+        if written := self._written.get(request["id"]):
+            self._follow_files(request["id"], written, request["seconds"], request["known"])
+            return
         now = time.monotonic()
         for task_id in [each for each, its in self._followed.items() if its.until < now]:
             del self._followed[task_id]
-        if len(self._followed) < _MOST_FOLLOWED:
+        if len(self._followed) < MOST_FOLLOWED:
             until = now + request["seconds"]
             self._followed[request["id"]] = _Followed(until, list(request["known"]))
             if output is not None:
@@ -278,8 +323,14 @@ class OutputReader:
             self._listener.followed(task_id, parts)
             followed.next_at = now + _REPORT_PAUSE
 
-    def lost(self, output: WorkerOutput) -> dict[str, Any]:
-        """Return what a worker that has exited has printed since its last report."""
+    def lost(self, output: WorkerOutput, task_id: str = "") -> dict[str, Any]:
+        """Return what a worker that has exited has printed since its last report.
+
+        Args:
+            output: the worker's.
+            task_id: its present task; empty: it has none.
+        """
+        written = self._take_written(task_id, always=True)
         self.write(output.read())
         self._due.discard(output)
         for each in self._followed.values():
@@ -289,7 +340,7 @@ class OutputReader:
             del self._outputs[reader]
             self._epoll.unregister(reader)
         output.close()
-        return output.take()
+        return written or output.take()
 
     def write(self, data: bytes) -> None:
         """Send output to the log, within limits."""

@@ -30,6 +30,7 @@ from flux_endpoint.engine.workers.worker_reports import (
     Leaves,
     Skipped,
     TaskEnded,
+    Writes,
     report_in,
 )
 
@@ -233,8 +234,13 @@ class Staff:
                 self._late(worker, task_id)
             case Leaves(reason):
                 self._replaced(worker, reason)
+            case Writes(task_id, output):
+                self._output.writes(task_id, output)
             case TaskEnded(task_id) as end:
-                printed = self._output.ended(task_id, worker.output, end.streams)
+                is_cancelled = worker.cancelled == task_id  # its files are the only ones with it
+                printed = self._output.ended(
+                    task_id, worker.output, end.streams, with_files=is_cancelled
+                )
                 if task_id != worker.tasks.ended:
                     self._finished(worker, end, printed)
 
@@ -317,7 +323,6 @@ class Staff:
             self.has_failed = True
 
     def _account_for(self, worker: WorkerHandle, pid: int, status: int, not_begun: int) -> None:
-        printed = self._output.lost(worker.output)
         # Tasks that were sent ahead have not started; they keep their places.
         for _ in range(not_begun):
             task = worker.tasks.remove_last()
@@ -326,6 +331,7 @@ class Staff:
                 self._ends.cancelled(task_id)
             else:
                 self._queue.put_back(task)
+        printed = self._output.lost(worker.output, next(iter(worker.tasks), ""))
         if not worker.tasks:
             self._failed_starts += 0 if worker.served or worker.is_distrusted else 1
             return

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from flux_endpoint.engine import results
@@ -25,6 +26,8 @@ from flux_endpoint.engine.workers.process_state import (
     stop_virtual_timer,
 )
 from flux_endpoint.engine.workers.process_tree import CONNECTION_CLOSED
+from flux_endpoint.functions import is_command
+from flux_endpoint.functions.execution import CommandFiles, report_files
 from flux_endpoint.protocol.envelope import ATTEMPTS, NODE, WORKER
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 from flux_endpoint.usage import Meter
@@ -69,8 +72,11 @@ class Worker:
         self._meter = Meter()
         self._output = PrintedOutput(pipes)
         self._state = ProcessState()
+        #: Id and buffer of the present task.
+        self._task = ("", "")
         #: Why this process must be replaced.
         self._leaves = ""
+        report_files(self._report_files)
 
     def work(self) -> None:
         """Run the tasks that may start until the channel is closed or a task damages the process.
@@ -98,7 +104,9 @@ class Worker:
         began = time.monotonic()
         self._meter.begin()
         statuses = [results.transition(TaskState.EXEC_START)]
-        end = self._run(header, buffer.decode())
+        self._task = (task_id, buffer.decode())
+        end = self._run(header, self._task[1])
+        self._task = ("", "")
         statuses.append(results.transition(TaskState.EXEC_END))
         details = self._details | results.usage_details(self._meter.end())
         if "attempt" in header:
@@ -155,6 +163,12 @@ class Worker:
         end = end or Failure(ErrorCode.REMOTE_EXECUTION, text)
         self._leaves = self._state.restore()
         return end
+
+    def _report_files(self, files: CommandFiles) -> None:
+        """Report where a command writes, for those who follow it: not one that a function calls."""
+        task_id, buffer = self._task
+        if is_command(buffer) and _file_of(self._channel) == self._channel_file:
+            write_frame(self._channel, {"writes": task_id, **asdict(files)})
 
     def _end_if_forked(self) -> None:
         """End this process if a task has forked it and it has returned here."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.workers.handle import WorkerHandle
+from flux_endpoint.engine.written_output import WrittenOutput
 from flux_endpoint.protocol.envelope import VERSION_BYTE
 
 #: Longest reason for a worker's replacement, in characters.
@@ -42,6 +44,14 @@ class Leaves:
 
 
 @dataclass(frozen=True, slots=True)
+class Writes:
+    """The worker's first task is a command that runs for a while, and writes to these files."""
+
+    task_id: str
+    output: WrittenOutput
+
+
+@dataclass(frozen=True, slots=True)
 class TaskEnded:
     """The worker's first task has ended, or the previous one, which was reported already.
 
@@ -63,7 +73,7 @@ class TaskEnded:
 
 def report_in(
     worker: WorkerHandle, header: dict[str, Any], body: bytes
-) -> Skipped | Late | Leaves | TaskEnded:
+) -> Skipped | Late | Leaves | Writes | TaskEnded:
     """Return the report in a frame.
 
     Raises:
@@ -77,6 +87,13 @@ def report_in(
                 return Late(task_id)
         case {"leaves": str(reason)}:
             return Leaves(reason[:_LONGEST_REASON])
+        case {
+            "writes": str(task_id),
+            "paths": [str(out), str(error)],
+            "starts": [int() as out_start, int() as error_start],
+        } if worker.tasks.is_first(task_id) and min(out_start, error_start) >= 0:
+            paths = (Path(out), Path(error))
+            return Writes(task_id, WrittenOutput(paths, (out_start, error_start)))
         case {"id": str(task_id), "returncode": None | int() as returncode}:
             body, streams = _divided(body, header.get("printed"))
             if task_id == worker.tasks.ended or (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 from typing import Any
 
@@ -50,24 +49,49 @@ def shown_output(result: bytes | None, *, failed: bool) -> ShownOutput:
     if failed:
         return ShownOutput(error=shown_end(result.decode(errors="replace")), size=len(result))
     shown = ShownOutput(size=len(result))
-    if len(result) > LARGEST or not result.startswith(_DATA):
+    if len(result) > LARGEST:
         return shown
+    try:
+        value, is_plain = _value_of(result)
+        if not is_plain:
+            return shown.model_copy(update=_command(value))
+        return shown.model_copy(update={"value": shown_end(repr(value))})
+    except ValueError:  # also an integer of very many digits
+        return shown
+
+
+def command_streams(result: bytes) -> dict[str, str]:
+    """Return all that a command's result has of its two streams; nothing if it can't be read."""
+    try:
+        value, _ = _value_of(result)
+    except ValueError:
+        return {}
+    names = _COMMAND[1:3]
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in names):
+        return {}
+    return {name: value[name].encode(errors="replace").decode() for name in names}
+
+
+def _value_of(result: bytes) -> tuple[Any, bool]:
+    """Return a serialized value, or an object's attributes, and whether it is plain data.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not result.startswith(_DATA):
+        raise ValueError("it is no pickle")
     # Imported here: it brings along what the service needs for nothing else.
     from flux_endpoint.functions.safe_pickle import (  # noqa: PLC0415
         Instance,
-        NotInertError,
         read_inert,
         require_plain,
     )
 
-    try:
-        value = read_inert(b64decode(result.removeprefix(_DATA)))
-        if isinstance(value, Instance) and isinstance(value.state, dict):
-            return shown.model_copy(update=_command(value.state))
-        require_plain(value)
-        return shown.model_copy(update={"value": shown_end(repr(value))})
-    except (NotInertError, binascii.Error, ValueError):  # also an integer of very many digits
-        return shown
+    value = read_inert(b64decode(result.removeprefix(_DATA)))
+    if isinstance(value, Instance) and isinstance(value.state, dict):
+        return value.state, False
+    require_plain(value)
+    return value, True
 
 
 def _command(state: dict[Any, Any]) -> dict[str, Any]:
