@@ -16,8 +16,9 @@ RECIPE = ROOT / "conda" / "recipe.yaml"
 
 #: What is called otherwise by conda-forge; its psycopg has the C half.
 OTHER_NAMES = {"prometheus-client": "prometheus_client", "psycopg[binary]": "psycopg"}
-#: conda-forge's flux-core has bindings for the same Python; `all` is two of the others.
-NO_OUTPUT = {"flux-python", "all"}
+#: conda-forge's flux-core has bindings for the same Python; `all` is two of the others; ProxyStore
+#: is installed with pip.
+NO_OUTPUT = {"flux-python", "all", "proxystore"}
 #: The package that an extra's package needs, if it is not the first.
 BELOW = {"postgresql": "flux-endpoint-service"}
 

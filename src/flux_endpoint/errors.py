@@ -68,6 +68,10 @@ class DeserializationError(SerdeError):
     """Text could not be turned back into an object."""
 
 
+class DataStoreError(SerializationError, DeserializationError):
+    """A store of large data can't take an object, or does not have it any more."""
+
+
 class PackedBufferError(DeserializationError, ValueError):
     """Text is not a packed list of buffers."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.client.conftest import ENDPOINT, Gate
 
 from flux_endpoint import Client, Executor, ShellFunction, ShellResult, TaskExecutionFailed
 from flux_endpoint.client import cache
+from flux_endpoint.data import SharedDirectory
 from waiting import until
 
 TIMEOUT = 30
@@ -156,6 +158,21 @@ def test_a_task_that_was_removed_since_is_run_again(service: Any, executor: Exec
     service.documents[task] = {"status": "failed", "exception": "it is unknown"}
     future = executor.submit(pow, 2, 10)
     assert future.wait_submitted(TIMEOUT) != task
+    assert not future.is_cached
+
+
+def test_a_call_is_run_again_if_its_result_has_left_its_store(
+    service: Any, executor: Executor, tmp_path: Path
+) -> None:
+    executor.store = SharedDirectory(tmp_path, lifetime="1d")
+    stored = executor.store.put([1024])
+    service.ended(run(service, executor, pow, 2, 10), stored)
+    again = executor.submit(pow, 2, 10)
+    assert again.result(TIMEOUT) == [1024]
+    assert again.is_cached
+    stored.delete()
+    future = executor.submit(pow, 2, 10)
+    assert future.wait_submitted(TIMEOUT)
     assert not future.is_cached
 
 

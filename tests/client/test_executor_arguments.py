@@ -7,14 +7,16 @@ import subprocess
 import sys
 import uuid
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flux_endpoint import Client, ComputeSerializer, Executor, MPIFunction, ShellFunction
+from flux_endpoint.data import SharedDirectory
 from flux_endpoint.errors import ConfigurationError
 from flux_endpoint.protocol.resources import parse_resources
-from flux_endpoint.serialize import JSONData
+from flux_endpoint.serialize import JSONData, PureSourceDill, StrategyError
 
 ENDPOINT = "00000000-0000-4000-8000-00000000000e"
 
@@ -165,6 +167,23 @@ def test_the_serializer_is_the_clients(client: Client) -> None:
     assert client.fx_serializer is executor.serializer is not serializer
     with pytest.raises(TypeError, match="Expected ComputeSerializer, got str"):
         executor.serializer = "json"  # type: ignore[assignment]
+
+
+def test_the_store_is_the_serializers(client: Client, tmp_path: Path) -> None:
+    store = SharedDirectory(tmp_path, lifetime="1d")
+    serializer = ComputeSerializer(strategy_code=PureSourceDill())
+    executor = Executor(client=client, serializer=serializer, store=store)
+    assert executor.serializer is client.fx_serializer
+    assert executor.serializer.code_serializer is serializer.code_serializer
+    assert (executor.store, serializer.store) == (store, None)
+    executor.store = None
+    assert executor.store is None
+    executor.serializer = ComputeSerializer(store=store)
+    assert executor.store is store
+    with pytest.raises(TypeError, match=r"store must be a SharedDirectory .*, got str"):
+        executor.store = "/lustre"  # type: ignore[assignment]
+    with pytest.raises(StrategyError, match="not by JSONData"):
+        Executor(client=client, serializer=ComputeSerializer(strategy_data=JSONData()), store=store)
 
 
 def test_submit_without_endpoint_says_how_to_set_it(client: Client) -> None:

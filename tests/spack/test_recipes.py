@@ -28,8 +28,9 @@ OTHER_NAMES = {"psycopg[binary]": ("py-psycopg", {"c"})}
 #: In an extra, but in Spack the site's choice among the packages that provide `mpi`.
 PROVIDERS = {"mpich": "mpi"}
 
-#: Extras that Spack does not need: it builds Flux with bindings for the same Python.
-NOT_IN_SPACK = {"flux-python"}
+#: Extras that Spack does not need: it builds Flux with bindings for the same Python. ProxyStore is
+#: installed with pip.
+NOT_IN_SPACK = {"flux-python", "proxystore"}
 
 #: What a recipe asks for beyond pyproject.toml: Flux itself is no Python package.
 BEYOND = {"flux-core"}

@@ -78,6 +78,9 @@ SECTIONS = {
         "cache": Entry(
             "cache:cache", "Show which results Executors with cache=True use again, or clear them."
         ),
+        "data": Entry(
+            "data:data", "Show or clean the stores of large arguments and results on this machine."
+        ),
         "cancel": Entry("cancel:cancel", "End tasks and all of their processes."),
         "attach": Entry(
             "attach:attach",

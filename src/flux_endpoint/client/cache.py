@@ -13,7 +13,8 @@ from flux_endpoint.client.backlog import Accepted, PendingTask, SubmissionRoute
 from flux_endpoint.client.future import ComputeFuture
 from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.client.results import STATUS_CHUNK, TaskEnd, from_document, load, resolve
-from flux_endpoint.errors import ServiceError, ServiceUnreachableError
+from flux_endpoint.data import is_reference
+from flux_endpoint.errors import DataStoreError, ServiceError, ServiceUnreachableError
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.logs import event
 from flux_endpoint.protocol.envelope import RETURNCODE
@@ -81,7 +82,7 @@ class ResultCache:
         left: list[PendingTask] = []
         for task in tasks:
             end = ends.get(found.get(task.key, ""))
-            if end is None or not _succeeded(task, end):
+            if end is None or not _succeeded(task, end) or not _is_there(task, end):
                 left.append(task)
                 continue
             task.future._is_cached = True
@@ -117,6 +118,16 @@ def _succeeded(task: PendingTask, end: TaskEnd) -> bool:
             return False
         code = value.returncode if isinstance(value, ShellResult) else value["returncode"]
     return code in (None, 0)
+
+
+def _is_there(task: PendingTask, end: TaskEnd) -> bool:
+    """Return whether a value that is in a store can be loaded here; otherwise the call is run."""
+    if is_reference(end.value):
+        try:
+            load(end, task.future._load)
+        except DataStoreError:
+            return False
+    return True
 
 
 def _parts(items: Sequence[_Item], size: int) -> list[list[_Item]]:

@@ -16,7 +16,7 @@ from flux_endpoint.client.checks import (
     refuse_unknown,
 )
 from flux_endpoint.client.client import Client, hardware_source
-from flux_endpoint.client.executor_settings import ExecutorSettings
+from flux_endpoint.client.executor_settings import ExecutorSettings, serializer_with
 from flux_endpoint.client.exits import close_with_executor
 from flux_endpoint.client.fork import Birthplace
 from flux_endpoint.client.future import ComputeFuture
@@ -30,6 +30,7 @@ from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.submitting import Submitting
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.data import DataStore
 from flux_endpoint.logs import event
 from flux_endpoint.notebook import table
 from flux_endpoint.protocol.exceptions import RemoteErrors
@@ -82,6 +83,8 @@ class Executor(ExecutorSettings, Submitting):
         cache: whether a call that succeeded before, with the same function, arguments and settings,
             gets that result instead of being run. A text does the same for calls with the same
             text: change it when something else changes that results depend on, such as data files.
+        store: keeps arguments and results that are too large for messages, e.g.
+            `flux_endpoint.data.SharedDirectory`; it becomes that of the serializer.
         unknown: `api_burst_limit` and `api_burst_window_s` of the official Executor, which have
             no effect here.
 
@@ -109,6 +112,7 @@ class Executor(ExecutorSettings, Submitting):
         exceptions: Iterable[type[Exception]] = (),
         raise_remote: bool = False,
         cache: bool | str = False,
+        store: DataStore | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self), unknown)
@@ -118,8 +122,8 @@ class Executor(ExecutorSettings, Submitting):
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label = label
-        if serializer is not None:
-            self.serializer = serializer
+        if serializer is not None or store is not None:
+            self.serializer = serializer_with(serializer or self.serializer, store)
         self._streams = Streams(self.client.api)
         self.amqp_port = amqp_port
         self.result_serializers = result_serializers

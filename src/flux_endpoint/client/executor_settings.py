@@ -26,6 +26,7 @@ from flux_endpoint.client.ids import UuidLike, as_optional_uuid
 from flux_endpoint.client.registry import FunctionRegistration
 from flux_endpoint.client.streams import Streams
 from flux_endpoint.client.submitter import Submitter
+from flux_endpoint.data import DataStore
 from flux_endpoint.protocol.exceptions import RemoteErrors
 from flux_endpoint.serialize import ComputeSerializer, Strategylike, validate_strategylike
 
@@ -151,6 +152,16 @@ class ExecutorSettings:
         self.client.fx_serializer = value
 
     @property
+    def store(self) -> DataStore | None:
+        """The store of the serializer, for large arguments and results; `None`: there is none."""
+        store = self.serializer.store
+        return store if isinstance(store, DataStore) else None
+
+    @store.setter
+    def store(self, value: DataStore | None) -> None:
+        self.serializer = _with_store(self.serializer, value)
+
+    @property
     def result_serializers(self) -> Sequence[Strategylike] | None:
         """Strategies for the endpoint to try on each result, in order; `None`: its defaults."""
         return self._result_serializers
@@ -236,3 +247,26 @@ class ExecutorSettings:
         if self._task_group_id is None:
             self.task_group_id = self._next_group
         return str(self._task_group_id)
+
+
+def serializer_with(serializer: ComputeSerializer, store: DataStore | None) -> ComputeSerializer:
+    """Return a serializer with a store; if none is given, the serializer itself.
+
+    Args:
+        serializer: the serializer.
+        store: the store.
+
+    Raises:
+        TypeError: `store` is not one.
+        StrategyError: the serializer's strategy for data can't write references.
+    """
+    return serializer if store is None else _with_store(serializer, store)
+
+
+def _with_store(serializer: ComputeSerializer, store: DataStore | None) -> ComputeSerializer:
+    if not isinstance(store, DataStore | None):
+        raise TypeError(
+            "store must be a SharedDirectory or ConnectorStore of flux_endpoint.data, got "
+            f"{type(store).__name__}"
+        )
+    return serializer.with_store(store)

@@ -102,7 +102,10 @@ def serialize_call(
     Raises:
         SerializationError: the arguments can't be serialized.
         PayloadTooLargeError: they are too large.
+        DataStoreError: the serializer's store can't take them.
     """
+    if serializer.store is not None and not may_be_command:
+        args, kwargs = serializer.store.call(args, kwargs)
     try:
         buffers = command_arguments(serializer, args, kwargs) if may_be_command else None
         if buffers is None:
@@ -424,7 +427,8 @@ def _check_buffers(buffers: list[str], what: str) -> None:
         raise PayloadTooLargeError(
             f"{what} serialize to {size / 2**20:.1f} MiB ({size} bytes), the limit is "
             f"{MAX_PAYLOAD_BYTES / 2**20:.0f} MiB: put large data into a file that the endpoint "
-            "can read, and pass its path"
+            "can read, and pass its path; or let it travel by a directory that you share with the "
+            "endpoint, Executor(store=SharedDirectory(...)) of flux_endpoint.data"
         )
 
 

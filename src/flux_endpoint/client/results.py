@@ -25,6 +25,7 @@ from flux_endpoint.client.group_stream import GroupStream, Question
 from flux_endpoint.client.output import PrintedOutput
 from flux_endpoint.client.skew import warn_of_skew
 from flux_endpoint.errors import (
+    DataStoreError,
     DependencyFailed,
     DeserializationError,
     FluxEndpointError,
@@ -168,6 +169,7 @@ def load(
         TaskCancelled: it was ended on request.
         DependencyFailed: a task that it needs failed.
         DeserializationError: its value can't be read here.
+        DataStoreError: its value is in a store, and can't be loaded here.
     """
     if end.error is not None:
         if end.error_code == ErrorCode.CANCELLED:
@@ -181,6 +183,8 @@ def load(
     try:
         with reading_as(OUR_RESULT):  # read an official endpoint's ShellResult as our class
             return deserialize(end.value)
+    except DataStoreError as error:
+        raise DataStoreError(f"task {end.task_id} succeeded, but {error}") from None
     except Exception as error:
         raise DeserializationError(
             f"task {end.task_id} succeeded, but its result can't be read here: "

@@ -21,6 +21,7 @@ from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.ending import CONFIRM_GRACE, AgentEnding
+from flux_endpoint.endpoint.expired_data import ExpiredData
 from flux_endpoint.endpoint.inbox import (
     BrokerAlarm,
     CommandDelivery,
@@ -153,6 +154,8 @@ class Agent:
             partial(has_open, self._directory / JOURNAL),
         )
         files.start()
+        expired = ExpiredData()
+        expired.start()
         try:
             self._begin()
             while time.monotonic() < self._ending.leave_at:
@@ -163,6 +166,7 @@ class Agent:
         finally:
             self._close()
             files.close()
+            expired.close()
 
     def _open(self) -> bool:
         """Do what precedes the first task; return False if a stop is requested in the meantime."""

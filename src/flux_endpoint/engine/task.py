@@ -16,7 +16,7 @@ from typing import Any, Literal
 from flux_endpoint.engine.missing_names import advice, missing_module
 from flux_endpoint.engine.own_process import ProcessOptionError, own_process
 from flux_endpoint.engine.task_timeout import task_timeout
-from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.errors import DataStoreError, DeserializationError, SerializationError
 from flux_endpoint.functions import MPIFunction, ShellFunction, formatted_task, read_function
 from flux_endpoint.functions.fields import quoting_fields
 from flux_endpoint.functions.inputs import task_inputs
@@ -152,6 +152,8 @@ class TaskRunner:
                 function, args, kwargs = self._unpack(buffer)
                 with self._fields(), task_timeout():
                     value = function(*args, **kwargs)
+                if not result_serializers and (store := getattr(args, "store", None)) is not None:
+                    value = store.offload(value)
                 return self._pack(value, result_serializers, _returncode(function, value))
         except ProcessOptionError as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, f"{type(error).__name__}: {error}")
@@ -191,6 +193,9 @@ class TaskRunner:
     def _unpack(self, buffer: str) -> list[Any]:
         try:
             return self._serializer.unpack_and_deserialize(buffer)
+        except DataStoreError as error:
+            # Without a traceback, which would only have frames of what reads it.
+            raise DataStoreError(f"an argument can't be loaded on this worker: {error}") from None
         except Exception as error:
             if missing := missing_module(error):
                 raise DeserializationError(
@@ -225,7 +230,8 @@ def checked_size(data: str, returncode: int | None = None) -> Value | Failure:
     return Failure(
         ErrorCode.MAX_RESULT_SIZE,
         f"MaxResultSizeExceeded({size}, {MAX_PAYLOAD_BYTES}): the result takes {size} bytes "
-        f"on the wire, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path",
+        f"on the wire, the limit is {MAX_PAYLOAD_BYTES}; write it to a file and return its path, "
+        "or let it travel by a shared directory, Executor(store=...)",
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, Self
 
 import dill
 
-from flux_endpoint.errors import DeserializationError, SerializationError
+from flux_endpoint.errors import DataStoreError, DeserializationError, SerializationError
 from flux_endpoint.serialize import diagnosis, packing
 from flux_endpoint.serialize.modules import CarriedModules
 from flux_endpoint.serialize.selection import (
@@ -40,6 +41,13 @@ DEFAULT_STRATEGY_DATA: SerializationStrategy = DillDataBase64.instance()
 _BY_PARTS = (DillCode, DillDataBase64, JSONData)
 
 
+class LargeDataStore(Protocol):
+    """The part of `flux_endpoint.data.DataStore` that is used for calls."""
+
+    def call(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return arguments as they are to be serialized; large ones are in the store then."""
+
+
 class ComputeSerializer:
     """Converts functions, arguments and results to text, and back.
 
@@ -51,12 +59,16 @@ class ComputeSerializer:
             of each kind; `None` or empty: everything.
         modules: modules and packages of Python source, or their names, that travel with each
             function, for endpoints that do not have them; `strategy_code` must be `DillCode`.
+        store: keeps large arguments and results, see `flux_endpoint.data`; `strategy_data` must be
+            `DillDataBase64`.
 
     Raises:
         StrategyError: an argument is not a strategy, or of the wrong kind.
         SerializationError: a module can't travel; the text says why.
         ImportError: a module can't be imported here.
     """
+
+    store: LargeDataStore | None = None
 
     def __init__(
         self,
@@ -65,6 +77,7 @@ class ComputeSerializer:
         allowed_deserializer_types: DeserializerAllowlist | None = None,
         *,
         modules: Iterable[ModuleType | str] = (),
+        store: LargeDataStore | None = None,
     ) -> None:
         self._selected_code = strategy_code is not None
         self.code_serializer = (
@@ -85,6 +98,29 @@ class ComputeSerializer:
                 f"modules travel with functions that DillCode serializes, not with those of "
                 f"{type(self.code_serializer).__name__}"
             )
+        self.store = store
+        self._check_store()
+
+    def _check_store(self) -> None:
+        if self.store is not None and not isinstance(self.data_serializer, DillDataBase64):
+            raise StrategyError(
+                "references to a store are serialized by DillDataBase64, not by "
+                f"{type(self.data_serializer).__name__}"
+            )
+
+    def with_store(self, store: LargeDataStore | None) -> Self:
+        """Return a serializer with the same settings and another store for large data.
+
+        Args:
+            store: see `flux_endpoint.data`; `None`: none.
+
+        Raises:
+            StrategyError: `strategy_data` is not `DillDataBase64`.
+        """
+        made = copy.copy(self)
+        made.store = store
+        made._check_store()
+        return made
 
     @property
     def allowed_deserializer_types(self) -> set[type[SerializationStrategy]]:
@@ -149,6 +185,8 @@ class ComputeSerializer:
         strategy = self.allowed_strategy(payload)
         try:
             return strategy.deserialize(payload)
+        except DataStoreError:  # says all
+            raise
         except Exception as error:
             raise DeserializationError(
                 f"{type(strategy).__name__} can't deserialize {_sort(strategy)} here "
