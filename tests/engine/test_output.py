@@ -320,6 +320,18 @@ def test_output_that_waits_to_be_reported_is_forgotten_with_its_worker(
     assert reader.read_due() == []
 
 
+def test_more_than_one_report_takes_is_reported_later_without_more_output(heard, pipes):
+    reader = OutputReader(200_000, heard)
+    output = reader.add(pipes)
+    reader.follow({"id": "task", "seconds": 3600, "known": (0, 0)}, output)
+    output._add([b"x" * 100_000, b""])
+    reader.report("task", output)
+    until(reader.read_due)
+    reader.report("task", output)
+    assert [streams["stdout"][:2] for _, streams in heard.parts] == [(0, 65_536), (65_536, 100_000)]
+    assert min(reader.moments()) == math.inf
+
+
 def test_a_task_that_fills_the_counter_of_readers_does_not_end_its_manager(reader, pipes):
     output = reader.add(pipes)
     assert output.become_reader()

@@ -47,6 +47,16 @@ def test_parts_and_the_end_give_each_byte_once(tmp_path_factory, texts, most, be
     assert tail.text == whole[tail.dropped :].decode(errors="backslashreplace")
 
 
+def test_one_report_has_a_limited_part_of_a_stream(output):
+    output.paths[0].write_text("x" * 150_000)
+    sent, ends = [0, 0], []
+    while parts := output.parts(sent, 1 << 20):
+        begin, end, text = parts["stdout"]
+        assert len(text) == end - begin <= 1 << 16
+        ends.append(end)
+    assert ends == [65_536, 131_072, 150_000]
+
+
 def test_what_was_not_reported_in_time_is_left_out_by_whole_lines(output):
     output.paths[0].write_text("".join(f"line {number:04}\n" for number in range(100)))
     assert output.parts([0, 0], 25) == {"stdout": (980, 1000, "line 0098\nline 0099\n")}
@@ -97,11 +107,12 @@ def test_files_are_looked_at_five_times_a_second_at_most(output):
 
 
 @pytest.mark.usefixtures("eager")
-def test_one_look_reports_a_limited_amount_and_the_next_one_the_rest(tmp_path):
+def test_one_look_reports_a_limited_amount_and_the_next_one_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(written_output, "_MOST_OF_LOOK", 100_000)
     files = FollowedFiles(1 << 20)
     for number in range(4):
         output = WrittenOutput((tmp_path / str(number), tmp_path / "none"))
-        output.paths[0].write_text("x" * 600_000)
+        output.paths[0].write_text("x" * 50_000)
         files.follow(str(number), output, 3600, (0, 0))
     looks = [[task_id for task_id, _ in files.look()] for _ in range(3)]
     assert looks == [["0", "1"], ["2", "3"], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.protocol.operations import BEYOND
+from flux_endpoint.protocol.limits import MAX_OUTPUT
+from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.live_output import AGAIN, MOST_OF_USER, LiveOutput, OutputPart
-from flux_endpoint.service.output_follower import rest_of
+from flux_endpoint.service.output_follower import OutputFollower, rest_of
 from flux_endpoint.service.store.output import TaskOutput
 
 
@@ -54,6 +56,25 @@ def test_parts_without_text_take_no_memory_without_end():
         live.output_arrived("t", {"stdout": [position, position + 1, ""]})
     assert len(live._tasks["t"].streams["stdout"]._parts) <= 4096
     assert known(live, 0) == OutputPart(10_000 - 4096, 10_000, "")
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "€", "😀", "\\xff"])
+def test_all_that_is_followed_takes_limited_memory(letter):
+    live = LiveOutput()
+    text = letter * (MAX_OUTPUT // len(letter))
+    end = MAX_OUTPUT if letter == "\\xff" else len(text.encode())
+    for number in range(100):
+        live.follow(str(number), str(number))
+        live.output_arrived(str(number), {"stdout": [0, end, text], "stderr": [0, end, text]})
+    for task in live._tasks.values():
+        for stream in task.streams.values():
+            assert stream.end == end
+    parts = [p for t in live._tasks.values() for s in t.streams.values() for p in s._parts]
+    assert sum(sys.getsizeof(part.text) for part in parts) <= 64 << 20
+    last = live.known("0", (0, 0))["stdout"]
+    assert last.end == end
+    assert text.endswith(last.text)
+    assert last.begin == end - len(last.text.encode()) or not last.text
 
 
 def test_output_and_an_end_wake_those_who_wait():
@@ -117,3 +138,19 @@ def test_parts_of_a_stream_never_end_within_a_character(pieces, most, position):
     begin, end, text = tail.part(0)
     assert data[begin:end].decode() == text
     assert end == len(data)
+
+
+def test_what_came_live_precedes_the_end_that_lacks_it():
+    live = LiveOutput()
+    live.follow("t", "ada")
+    live.output_arrived("t", {"stdout": [0, 8, "one\ntwo\n"]})
+    follower = OutputFollower(None, live, None, "t", (4, BEYOND))  # it asks nobody here
+    cut = OutputAnswer(ended=True, stdout=StreamPart(begin=12, end=16, text="end\n"))
+    assert follower._without_gap(cut) == OutputAnswer(
+        ended=False, stdout=StreamPart(begin=4, end=8, text="two\n")
+    )
+    follower.positions = (8, BEYOND)
+    assert follower._without_gap(cut) is cut
+    whole = OutputAnswer(ended=True, stdout=StreamPart(begin=4, end=16, text="two\n...\nend\n"))
+    follower.positions = (4, BEYOND)
+    assert follower._without_gap(whole) is whole

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 _LINES = 1000
 _CHARACTERS = 1 << 20
+#: The most bytes of a stream in one report of a followed task. With both streams, and a character
+#: that takes six in JSON, it stays within the limit of an event.
+MOST_OF_PART = 1 << 16
 #: Number of pieces that are kept unjoined: joining each time would copy the text for every line.
 _PIECES = 4096
 #: Bytes beyond twice the kept ones that wait to be joined.
@@ -65,12 +68,15 @@ class StreamTail:
     def part(self, position: int) -> tuple[int, int, str]:
         """Return what is kept after a position, without an incomplete character at the end.
 
+        It is at most `MOST_OF_PART` bytes: there may be more.
+
         Returns:
             The positions of its first byte and after its last one, and its text.
         """
         kept = self.data  # first: it may drop some
         begin = max(position, self.dropped) if position <= self.total else self.dropped
-        data = complete_characters(kept[begin - self.dropped :])
+        first = begin - self.dropped
+        data = complete_characters(kept[first : first + MOST_OF_PART])
         return begin, begin + len(data), data.decode(errors="backslashreplace")
 
     def add(self, data: bytes) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flux_endpoint.engine.tail import StreamTail, complete_characters, from_line
+from flux_endpoint.engine.tail import MOST_OF_PART, StreamTail, complete_characters, from_line
 from flux_endpoint.protocol.envelope import OUTPUT
 
 #: Seconds between two looks at the files of a followed task.
@@ -59,7 +59,8 @@ class WrittenOutput:
 
         Args:
             sent: a position in each stream.
-            most: the most bytes of each stream, of which the last ones are returned.
+            most: the bytes at the end of each stream beyond which others are left out. Of these,
+                the first `MOST_OF_PART` are returned.
         """
         found: Parts = {}
         for number, (name, _) in enumerate(OUTPUT):
@@ -68,7 +69,8 @@ class WrittenOutput:
                 begin = max(sent[number], written - most)
                 if begin >= written:
                     continue
-                data = os.pread(descriptor, written - begin, self.starts[number] + begin)
+                count = min(written - begin, MOST_OF_PART)
+                data = os.pread(descriptor, count, self.starts[number] + begin)
                 if begin > sent[number]:  # not in the middle of a line
                     whole = from_line(data)
                     begin, data = begin + len(data) - len(whole), whole

@@ -5,6 +5,7 @@ end of it comes with the task's result.
 """
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -23,8 +24,12 @@ MOST_FOLLOWED, MOST_OF_USER = 512, 16
 WANTED, AGAIN = 30.0, 10.0
 #: Seconds after the last request after which a running task's output is forgotten.
 _FORGOTTEN_AFTER = 60.0
-#: The most characters of a stream that wait here; each part counts as so many at least.
-_MOST_KEPT, _LEAST_PART = MAX_OUTPUT, 256
+#: The most bytes of memory that all output takes here (64 MiB), and that of one stream; each part
+#: counts as so many at least.
+_MOST_OF_ALL, _MOST_KEPT, _LEAST_PART = 64 << 20, MAX_OUTPUT, 256
+#: The most bytes of memory that Python needs for a byte of UTF-8: a character has one width in all
+#: of a text.
+_WIDEST = 4
 STREAMS = ("stdout", "stderr")
 
 
@@ -47,14 +52,14 @@ class OutputPart:
         return None
 
     def after(self, position: int) -> Self:
-        """Return the part from a position on."""
+        """Return the part from a position on, or from the next character on."""
         if position <= self.begin:
             return self
         data = self.text.encode(errors="replace")
         if len(data) != self.end - self.begin:  # with replaced characters it can't be divided
             return self
         text = data[position - self.begin :].decode(errors="ignore")
-        return type(self)(position, self.end, text)
+        return type(self)(self.end - len(text.encode()), self.end, text)
 
 
 class _Stream:
@@ -69,8 +74,8 @@ class _Stream:
         """The position after the last byte."""
         return self._parts[-1].end if self._parts else 0
 
-    def add(self, part: OutputPart) -> bool:
-        """Add a part; return False if all of it is known."""
+    def add(self, part: OutputPart, most: int) -> bool:
+        """Add a part, and keep at most so many bytes; return False if all of it is known."""
         if part.end <= self.end:
             return False
         if part.begin > self.end:  # what is between was dropped
@@ -79,9 +84,19 @@ class _Stream:
         part = part.after(self.end)
         self._parts.append(part)
         self._size += _size(part)
-        while self._size > _MOST_KEPT and len(self._parts) > 1:
-            self._size -= _size(self._parts.popleft())
+        self.keep(most)
         return True
+
+    def keep(self, most: int) -> None:
+        """Keep at most so many bytes, the latest; the end stays known."""
+        while self._size > most and len(self._parts) > 1:
+            self._size -= _size(self._parts.popleft())
+        if self._size > most and self._parts:
+            (part,) = self._parts
+            shorter = part.after(part.end - most // _WIDEST)
+            if _size(shorter) > most:  # it can't be divided
+                shorter = OutputPart(part.end, part.end, "")
+            self._parts[0], self._size = shorter, _size(shorter)
 
     def after(self, position: int) -> OutputPart | None:
         """Return what is known after a position; `None`: nothing."""
@@ -94,7 +109,7 @@ class _Stream:
 
 
 def _size(part: OutputPart) -> int:
-    return max(len(part.text), _LEAST_PART)
+    return max(sys.getsizeof(part.text), _LEAST_PART)
 
 
 class FollowedTask:
@@ -153,6 +168,7 @@ class LiveOutput(ChangeListener):
             if task is None:
                 self._require_room(user_id)
                 task = self._tasks[task_id] = FollowedTask(user_id)
+                self._share_memory()
             task.seen = now
             is_due = now >= task.asked_again_at
             if is_due:
@@ -168,12 +184,30 @@ class LiveOutput(ChangeListener):
         for task_id in old:
             del self._tasks[task_id]
 
+    @property
+    def _share(self) -> int:
+        """The bytes of memory that each stream may take."""
+        return min(_MOST_KEPT, _MOST_OF_ALL // (len(STREAMS) * max(1, len(self._tasks))))
+
+    def _share_memory(self) -> None:
+        """Have each stream keep within its share, which is smaller the more there are."""
+        if (share := self._share) < _MOST_KEPT:
+            for task in self._tasks.values():
+                for stream in task.streams.values():
+                    stream.keep(share)
+
     def _require_room(self, user_id: str) -> None:
         of_users = Counter(task.user_id for task in self._tasks.values())
         if of_users[user_id] >= MOST_OF_USER:
             raise _too_many(f"the output of {MOST_OF_USER} of your tasks is followed", 429)
         if len(self._tasks) >= MOST_FOLLOWED:
             raise _too_many(f"the output of {MOST_FOLLOWED} tasks is followed", 503)
+
+    def known(self, task_id: str, positions: Sequence[int]) -> dict[str, OutputPart]:
+        """Return what is known of a task's output after the positions, by stream."""
+        with self._lock:
+            task = self._tasks.get(task_id)
+            return {} if task is None else task.after(positions)
 
     async def news(
         self, task_id: str, positions: Sequence[int], seconds: float
@@ -229,7 +263,8 @@ class LiveOutput(ChangeListener):
             if task is None:
                 return
             parts = {name: OutputPart.parse(streams.get(name)) for name in STREAMS}
-            added = [task.streams[name].add(part) for name, part in parts.items() if part]
+            share = self._share
+            added = [task.streams[name].add(part, share) for name, part in parts.items() if part]
             waiting = list(task.waiting) if any(added) else []
         for wake in waiting:
             wake()

@@ -87,12 +87,22 @@ class OutputFollower:
             # It may have ended before it was followed.
             answer = await to_thread.run_sync(self._ended)
         if answer is not None:
-            return answer
+            return self._without_gap(answer)
         found = await self._live.news(self._task_id, self.positions, wait)
         if found:
             return _answer(found, ended=False)
         answer = await to_thread.run_sync(self._ended)
-        return answer or OutputAnswer(ended=False)
+        return OutputAnswer(ended=False) if answer is None else self._without_gap(answer)
+
+    def _without_gap(self, end: OutputAnswer) -> OutputAnswer:
+        """Return the rest of the output, or before it what came live and its stored end lacks."""
+        known = self._live.known(self._task_id, self.positions)
+        missing = {}
+        for name, position in zip(STREAMS, self.positions, strict=True):
+            rest, part = getattr(end, name), known.get(name)
+            if rest and part and position < rest.begin and part.begin < rest.begin:
+                missing[name] = part
+        return _answer(missing, ended=False) if missing else end
 
     def _ended(self) -> OutputAnswer | None:
         """Return the rest of the task's output if it has ended."""

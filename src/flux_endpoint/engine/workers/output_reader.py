@@ -145,6 +145,10 @@ class WorkerOutput:
                 sent[number] = end
         return found
 
+    def has_more(self, sent: list[int]) -> bool:
+        """Return whether there is output after the positions in `sent`."""
+        return any(tail.total > position for tail, position in zip(self._tails, sent, strict=True))
+
     def sent(self, streams: Iterable[bytes]) -> dict[str, Any]:
         """Return the same of a task whose worker has read and sent it."""
         tails = self._new_tails()
@@ -322,6 +326,8 @@ class OutputReader:
         if parts := output.parts(followed.sent):
             self._listener.followed(task_id, parts)
             followed.next_at = now + _REPORT_PAUSE
+            if output.has_more(followed.sent):
+                followed.waits = output
 
     def lost(self, output: WorkerOutput, task_id: str = "") -> dict[str, Any]:
         """Return what a worker that has exited has printed since its last report.
