@@ -22,6 +22,7 @@ from pathlib import Path
 import report
 from end_to_end_level import END_TO_END
 from engine_level import ENGINE
+from features_level import FEATURES
 from levels import Comparison, Level, Station
 from machine import BUSY, Load, load, this_machine
 from peers import PEERS, ROOT, TAPS, ContenderError, versions
@@ -30,10 +31,12 @@ from report import Record
 from scaling_level import SCALING
 from taps_level import TAPS_APPS
 
-LEVELS = (ENGINE, END_TO_END, SCALING, TAPS_APPS)
+LEVELS = (ENGINE, END_TO_END, SCALING, FEATURES, TAPS_APPS)
 #: The levels that run by default.
 DEFAULT = ("engine", "end-to-end")
 DOCUMENT = ROOT / "docs" / "performance.md"
+#: Levels whose tables are in another page.
+OTHER_DOCUMENTS = {FEATURES.key: ROOT / "docs" / "peers.md"}
 OUTPUT = ROOT / ".bench"
 ROUNDS, QUICK_ROUNDS = 5, 1
 #: Time (s) for measuring the load of the machine before a run, and before each turn.
@@ -187,7 +190,8 @@ def main() -> int:
         write(record, part.level, OUTPUT, part.level.key)
         if options.docs and part.whole:
             write(record, part.level, DOCUMENT.parent, f"performance-{part.level.key}")
-            report.put(DOCUMENT, part.level.key, report.text(record, part.level))
+            document = OTHER_DOCUMENTS.get(part.level.key, DOCUMENT)
+            report.put(document, part.level.key, report.text(record, part.level))
         failed = failed or bool(record.failures)
     say(f"Data and figures: {OUTPUT}")
     return 1 if failed else 0

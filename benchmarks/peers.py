@@ -28,8 +28,8 @@ TAPS = ROOT / ".venv-taps" / "bin" / "python"
 TURN_TIMEOUT = 900.0
 #: The most characters of a failed program's output that are shown.
 _SHOWN = 1500
-_PACKAGES = ("globus-compute-endpoint", "parsl", "executorlib", "dill")
-_NAMES = ("Globus Compute", "Parsl", "executorlib", "their dill")
+_PACKAGES = ("globus-compute-endpoint", "parsl", "executorlib", "distributed", "dill")
+_NAMES = ("Globus Compute", "Parsl", "executorlib", "Dask", "their dill")
 
 
 class ContenderError(Exception):
