@@ -18,7 +18,15 @@ from tests.service.conftest import FUNCTION, PAYLOAD, refusal
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.service import bodies
-from flux_endpoint.service.bodies import SMALL_BYTES, STRUCTURE_BYTES, Bodies, BodyGate
+from flux_endpoint.service.bodies import (
+    MEDIUM_BYTES,
+    SMALL_BYTES,
+    STRUCTURE_BYTES,
+    Bodies,
+    BodyGate,
+    _ArrivingMemory,
+    _Spool,
+)
 
 #: Seconds that something must not take.
 TOO_LONG = 20
@@ -137,6 +145,7 @@ def test_bodies_beyond_the_limit_are_refused_temporarily(monkeypatch: pytest.Mon
         pytest.fail("it was handed over")
 
     monkeypatch.setattr(bodies, "USER_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(bodies, "MEDIUM_BYTES", SMALL_BYTES)
     request = Request(b"x" * 70_000, b"x" * 70_000)
     request.run(Bodies(app))
     start, body = request.sent
@@ -153,6 +162,7 @@ def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("/dev/full").open("wb", buffering=0)
 
     monkeypatch.setattr(bodies.tempfile, "TemporaryFile", on_full_disk)
+    monkeypatch.setattr(bodies, "MEDIUM_BYTES", SMALL_BYTES)
     request = Request(b"x" * 70_000)
     request.run(Bodies(app))
     start, body = request.sent
@@ -215,3 +225,25 @@ def test_a_batch_of_many_tasks_is_taken(api: TestClient, add_endpoint: Callable[
     batch = {"tasks": {function_id: [PAYLOAD] * 20_000}}
     answer = api.post(f"/v3/endpoints/{endpoint_id}/submit", json=batch)
     assert len(answer.json()["tasks"][function_id]) == 20_000
+
+
+def test_bodies_of_a_medium_size_use_files_only_without_memory() -> None:
+    arriving = _ArrivingMemory(100_000)
+    first, second, third = (_Spool(arriving) for _ in range(3))
+    first.append(b"a" * SMALL_BYTES)
+    first.append(b"b" * 80_000)
+    second.append(b"c" * SMALL_BYTES)
+    assert (first.in_file, second.in_file, arriving.free) == (0, 0, 20_000)
+    second.append(b"d" * 30_000)
+    assert (second.in_file, arriving.free) == (SMALL_BYTES + 30_000, 20_000)
+    assert first.read() == b"a" * SMALL_BYTES + b"b" * 80_000
+    assert second.read() == b"c" * SMALL_BYTES + b"d" * 30_000
+    third.append(b"e" * (SMALL_BYTES + 90_000))
+    assert (third.in_file, arriving.free) == (0, 10_000)
+    third.close()  # its client is gone
+    assert arriving.free == 100_000
+    third = _Spool(arriving)
+    third.append(b"f" * (MEDIUM_BYTES + 1))
+    assert (third.in_file, arriving.free) == (MEDIUM_BYTES + 1, 100_000)
+    for each in (second, third):
+        each.close()

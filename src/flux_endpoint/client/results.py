@@ -36,10 +36,10 @@ from flux_endpoint.errors import (
 )
 from flux_endpoint.functions import OUR_RESULT
 from flux_endpoint.logs import event
-from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE, read_json
+from flux_endpoint.protocol.envelope import JOBID, VERSION_BYTE
 from flux_endpoint.protocol.exceptions import EXCEPTION, exception_from
 from flux_endpoint.protocol.jobid import parse_jobid
-from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.protocol.messages import Result, read_json, unpack
 from flux_endpoint.protocol.states import FINAL_STATES, ErrorCode
 from flux_endpoint.serialize import reading_as
 
@@ -97,7 +97,7 @@ def from_message(body: bytes, timestamp: int | None) -> TaskEnd:
     """
     try:
         # For speed, the message is parsed with its model only if it is invalid, for the error.
-        envelope = read_json(body, "data") if body[:1] == VERSION_BYTE else None
+        envelope = read_json(body) if body[:1] == VERSION_BYTE else None
         data = envelope["data"]  # type: ignore[index]
         value, task_id, details = data["data"], data["task_id"], data.get("details")
         problem = data.get("error_details")

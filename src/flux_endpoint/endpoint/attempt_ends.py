@@ -9,13 +9,9 @@ from typing import Any
 
 from flux_endpoint.engine import results
 from flux_endpoint.engine.base import EngineResult
-from flux_endpoint.protocol.envelope import (
-    ATTEMPTS,
-    FAILED_ATTEMPTS,
-    RETURNCODE,
-    read_json,
-)
+from flux_endpoint.protocol.envelope import ATTEMPTS, FAILED_ATTEMPTS, RETURNCODE
 from flux_endpoint.protocol.exceptions import RAISED
+from flux_endpoint.protocol.messages import read_json
 from flux_endpoint.protocol.run_options import LOST, RunOptions
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -126,7 +122,7 @@ def final_result(task_id: str, body: bytes, failures: Sequence[str]) -> EngineRe
 
 
 def _fields(body: bytes) -> dict[str, Any]:
-    fields: dict[str, Any] = read_json(body, "data")["data"]
+    fields: dict[str, Any] = read_json(body)["data"]
     return fields
 
 

@@ -23,7 +23,7 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import InvalidMessageError
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.logs import event
-from flux_endpoint.protocol.envelope import VERSION_BYTE, read_json
+from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.job_events import ATTEMPT_FAILED
 from flux_endpoint.protocol.jobid import parse_jobid
 from flux_endpoint.protocol.messages import (
@@ -34,6 +34,7 @@ from flux_endpoint.protocol.messages import (
     ResultErrorDetails,
     TaskKill,
     pack,
+    read_json,
     unpack,
 )
 from flux_endpoint.protocol.queues import (
@@ -174,7 +175,7 @@ def _buffer(body: bytes) -> str:
         got = f"{body[0]:#04x}" if body else "nothing"
         raise InvalidMessageError(f"the body must begin with the version byte 0x01, not {got}")
     try:
-        envelope = read_json(body, "task_buffer")
+        envelope = read_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"the body is not JSON: {error}") from None
     if not isinstance(envelope, dict) or envelope.get("message_type") != "task":

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, from_json
 
 from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
 from flux_endpoint.protocol.envelope import VERSION_BYTE
@@ -220,6 +220,20 @@ def pack(message: Message) -> bytes:
     return VERSION_BYTE + f'{{"message_type":"{message.message_type}","data":{data}}}'.encode()
 
 
+def read_json(body: bytes) -> Any:
+    """Return the JSON of a message, without its version byte.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    text = body[1:]
+    try:
+        # Ten times as fast as `json.loads` for a text of megabytes.
+        return from_json(text)
+    except ValueError:  # it also refuses lone surrogates, and what nests deeply
+        return json.loads(text)
+
+
 def unpack(body: bytes) -> Message:
     """Return the message in `body`.
 
@@ -234,7 +248,7 @@ def unpack(body: bytes) -> Message:
             f"message has protocol version byte {body[0]}, this program reads version 1"
         )
     try:
-        envelope = json.loads(body[1:])
+        envelope = read_json(body)
     # ValueError covers bad UTF-8 and bad JSON; RecursionError is JSON that nests too deeply.
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"message body is not JSON: {error}") from error

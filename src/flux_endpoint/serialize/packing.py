@@ -14,7 +14,7 @@ _BUFFERS_OF_A_TASK = 3
 
 def pack_buffers(buffers: Iterable[str]) -> str:
     """Return `buffers` as one text."""
-    return "".join([f"{len(buffer)}\n{buffer}" for buffer in buffers])
+    return "".join([part for buffer in buffers for part in (f"{len(buffer)}\n", buffer)])
 
 
 def unpack_buffers(packed: str) -> list[str]:

@@ -242,8 +242,8 @@ def base64_bytes(text: str) -> bytes:
         DeserializationError: it is not base64.
     """
     try:
-        return base64.decodebytes(text.encode())
-    except (binascii.Error, UnicodeEncodeError) as error:
+        return binascii.a2b_base64(text)
+    except ValueError as error:  # also for text that is not ASCII
         raise DeserializationError(f"the payload is not base64: {error}") from error
 
 

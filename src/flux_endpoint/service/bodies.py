@@ -1,9 +1,9 @@
 """Request bodies: received into temporary files, then handled as memory allows.
 
-A body that is not small is written to a temporary file while it arrives. When it is complete, it
-waits for its share of a common memory budget, and only then is it read and parsed. So slow senders
-hold no memory, large requests are handled one after the other, and small requests don't wait for
-them.
+A body that is not small is written to a temporary file while it arrives, unless it is of a medium
+size and there is memory left for such ones. When it is complete, it waits for its share of a common
+memory budget, and only then is it read and parsed. So slow senders hold little memory, large
+requests are handled one after the other, and small requests don't wait for them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from flux_endpoint.service.identity import caller_id
 
 #: Bodies up to this many bytes stay in memory and are handled at once.
 SMALL_BYTES = 64 * 2**10
+
+#: Bodies up to this many bytes stay in memory while all of them together take less than
+#: `ARRIVING_BYTES`. A temporary file takes the CPU a millisecond for each MiB.
+MEDIUM_BYTES = 2 * 2**20
+ARRIVING_BYTES = 32 * 2**20
 
 #: Memory budget (bytes) for the bodies of all requests that are handled at a time. The parsed
 #: objects take a few times as much. One user gets at most half of it.
@@ -119,11 +124,24 @@ class BodyGate:
             waiting.admitted.set_result(None)
 
 
-class _Spool:
-    """Receives a body into memory, or into a temporary file once it is not small."""
+@dataclass
+class _ArrivingMemory:
+    """Memory for all bodies that arrive, beyond `SMALL_BYTES` of each."""
 
-    def __init__(self) -> None:
-        self._memory = bytearray()
+    free: int
+
+
+class _Spool:
+    """Receives a body into memory, or into a temporary file once it is too large for that.
+
+    Args:
+        arriving: memory that all spools share.
+    """
+
+    def __init__(self, arriving: _ArrivingMemory) -> None:
+        self._arriving = arriving
+        self._taken = 0
+        self._pieces: list[bytes] = []
         self._file: IO[bytes] | None = None
         self.size = 0
 
@@ -132,6 +150,20 @@ class _Spool:
         """Number of bytes that are in a file."""
         return self.size if self._file is not None else 0
 
+    def _take_memory(self) -> bool:
+        """Take memory for what has arrived; return whether there is enough."""
+        more = max(0, self.size - SMALL_BYTES) - self._taken
+        if self.size > MEDIUM_BYTES or more > self._arriving.free:
+            return False
+        self._taken += more
+        self._arriving.free -= more
+        return True
+
+    def _give_memory_back(self) -> None:
+        self._pieces.clear()
+        self._arriving.free += self._taken
+        self._taken = 0
+
     def append(self, data: bytes) -> None:
         """Append received bytes.
 
@@ -139,12 +171,13 @@ class _Spool:
             OSError: the temporary file can't be written.
         """
         self.size += len(data)
-        if self._file is None and self.size > SMALL_BYTES:
+        if self._file is None and not self._take_memory():
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
-            self._write(bytes(self._memory))
-            self._memory.clear()
+            for piece in self._pieces:
+                self._write(piece)
+            self._give_memory_back()
         if self._file is None:
-            self._memory += data
+            self._pieces.append(data)
         else:
             self._write(data)
 
@@ -155,13 +188,14 @@ class _Spool:
             view = view[self._file.write(view) :]
 
     def read(self) -> bytes:
-        """Return the complete body.
+        """Return the complete body, once.
 
         Raises:
             ServiceError: 413, it is JSON with too many values.
         """
         if self._file is None:
-            whole = bytes(self._memory)
+            whole = b"".join(self._pieces)
+            self._give_memory_back()
         else:
             self._file.seek(0)
             whole = self._file.read()
@@ -169,7 +203,8 @@ class _Spool:
         return whole
 
     def close(self) -> None:
-        """Delete the temporary file."""
+        """Delete the temporary file, and give memory back."""
+        self._give_memory_back()
         if self._file is not None:
             self._file.close()
 
@@ -190,6 +225,7 @@ class Bodies:
         self._timeout = timeout
         self._gate = BodyGate(handled)
         self._in_files: Counter[str] = Counter()
+        self._arriving = _ArrivingMemory(ARRIVING_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -197,14 +233,14 @@ class Bodies:
             await self._app(scope, receive, send)
             return
         user = caller_id(scope)
-        spool = _Spool()
+        spool = _Spool(self._arriving)
         try:
             await self._take_in(spool, user, receive)
             if spool.size <= SMALL_BYTES:
                 await self._app(scope, _replayed(spool.read(), receive), send)
                 return
             async with self._gate.hold(user, spool.size, self._timeout):
-                body = await to_thread.run_sync(spool.read)
+                body = await to_thread.run_sync(spool.read) if spool.in_file else spool.read()
                 await self._app(scope, _replayed(body, receive), send)
         except ServiceError as error:
             await error_answer(error)(scope, receive, send)

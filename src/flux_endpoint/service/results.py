@@ -5,7 +5,6 @@ that the service has presumed. A result is acknowledged once the transaction is 
 broker has confirmed the forwarded message.
 """
 
-import json
 import logging
 import math
 import threading
@@ -22,16 +21,9 @@ from flux_endpoint.amqp.bundle import CONTENT_TYPE, Part, gather, pack_bundle
 from flux_endpoint.errors import InvalidMessageError, PublishError, UnroutableError
 from flux_endpoint.logs import event
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.envelope import (
-    CUT,
-    LARGE_TEXT,
-    VERSION_BYTE,
-    compact_json,
-    cut_out,
-    read_json,
-)
+from flux_endpoint.protocol.envelope import VERSION_BYTE, compact_json
 from flux_endpoint.protocol.fields import MAX_NANOSECONDS, readable
-from flux_endpoint.protocol.messages import Result, unpack
+from flux_endpoint.protocol.messages import Result, read_json, unpack
 from flux_endpoint.protocol.states import ActorName, ErrorCode, TaskState
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.consumer import BatchConsumer
@@ -88,7 +80,7 @@ class _Received:
         body = self.delivery.body
         if self.outcome.output is None:
             return body
-        envelope = read_json(body, "data")
+        envelope = read_json(body)
         _, envelope["data"]["details"] = TaskOutput.split(envelope["data"]["details"])
         return VERSION_BYTE + compact_json(envelope)
 
@@ -242,6 +234,9 @@ class ResultConsumer(BatchConsumer[_Received, _Stored]):
                 key,
                 pack_bundle(message) if is_bundle else message[0].body,
                 content_type=CONTENT_TYPE if is_bundle else None,
+                # Such clients ask for stored results when they connect again, so the broker need
+                # not write these to its disk.
+                persistent=False,
                 timestamp=int(results[0][0].outcome.completed_at),
             )
             for part in message:
@@ -305,14 +300,10 @@ def _parse(body: bytes) -> tasks.TaskOutcome:
         InvalidMessageError: it can't be parsed.
     """
     try:
-        value, rest = cut_out(body, "data") if len(body) >= LARGE_TEXT else (None, body)
-        envelope: Any = json.loads(rest[1:]) if rest[:1] == VERSION_BYTE else None
+        envelope: Any = read_json(body) if body[:1] == VERSION_BYTE else None
         data = envelope["data"]
         if envelope["message_type"] == Result.message_type and _is_plain(data):
-            if value is not None and data["data"] == CUT:
-                return _outcome(str(UUID(data["task_id"])), data, value)
-            if value is None:
-                return _outcome(str(UUID(data["task_id"])), data)
+            return _outcome(str(UUID(data["task_id"])), data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     message = unpack(body)
@@ -357,14 +348,14 @@ def _is_scalar(value: object) -> bool:
     return is_number or isinstance(value, str | None)
 
 
-def _outcome(task_id: str, data: dict[str, Any], value: bytes | None = None) -> tasks.TaskOutcome:
+def _outcome(task_id: str, data: dict[str, Any]) -> tasks.TaskOutcome:
     output, details = None, data.get("details")
     if details:
         output, details = TaskOutput.split(details)
     return tasks.TaskOutcome(
         task_id=task_id,
         failed=data.get("error_details") is not None,
-        data=data["data"].encode(errors="surrogatepass") if value is None else value,
+        data=data["data"].encode(errors="surrogatepass"),
         details=_with_times(details, data.get("task_statuses")),
         completed_at=time.time(),
         output=output,

@@ -141,7 +141,7 @@ class FrameSocket:
             end = body_at + body_length
             if len(data) < end:
                 break
-            yield _header(data[header_at:body_at]), bytes(data[body_at:end])
+            yield _header(data[header_at:body_at]), _copied(data, body_at, end)
             start = end
         del data[:start]
 
@@ -179,7 +179,7 @@ class FrameReader:
                 return None
             data += _room.chunk[:count]
         body_at = LENGTHS.size + LENGTHS.unpack_from(data)[0]
-        frame = _header(data[LENGTHS.size : body_at]), bytes(data[body_at:end])
+        frame = _header(data[LENGTHS.size : body_at]), _copied(data, body_at, end)
         del data[:end]
         return frame
 
@@ -187,6 +187,14 @@ class FrameReader:
 def _end_of_frame(data: bytearray) -> int:
     header_length, body_length = LENGTHS.unpack_from(data)
     return LENGTHS.size + int(header_length) + int(body_length)
+
+
+def _copied(data: bytearray, start: int, end: int) -> bytes:
+    with (
+        memoryview(data) as view,
+        view[start:end] as part,
+    ):  # a slice of `data` would be a copy, too
+        return bytes(part)
 
 
 def _header(text: bytearray) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from flux_endpoint.engine.workers.staff import Staff
 from flux_endpoint.engine.workers.template import adopt_orphans
 from flux_endpoint.errors import EngineError
 from flux_endpoint.processes.helper import NOTICE
+from flux_endpoint.processes.memory import return_large_blocks
 from flux_endpoint.protocol.envelope import compact_json
 
 log = logging.getLogger(__name__)
@@ -319,6 +320,7 @@ def main() -> None:
     if text is None:
         sys.exit(f"{VARIABLE} is not set: a manager is started by an endpoint's engine only")
     logs.configure(logging.INFO)
+    return_large_blocks()  # for the workers, too, which are forked from here
     # Flux keeps a job's standard input open for `flux job attach`; a task must not wait for it.
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
