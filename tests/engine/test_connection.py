@@ -23,6 +23,7 @@ from engine_world import PATIENCE, World, buffer_of, fresh_seconds, processes
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.task import TaskSettings
 from flux_endpoint.engine.workers.files import PoolAddress
+from flux_endpoint.engine.workers.frames import combined, divided
 from flux_endpoint.engine.workers.pool_socket import _check_address
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
 from flux_endpoint.engine.workers.spool import read_spool
@@ -127,8 +128,9 @@ class Pool:
         self.socket.send_multipart([b"m1", *frames])
 
     def submit(self, *tasks: tuple[dict[str, Any], bytes]) -> None:
-        headers = json.dumps([header for header, _ in tasks]).encode()
-        self.send(b"tasks", headers, *(buffer for _, buffer in tasks))
+        sizes, frames = combined(buffer for _, buffer in tasks)
+        batch = {"headers": [header for header, _ in tasks], "sizes": sizes}
+        self.send(b"tasks", json.dumps(batch).encode(), *frames)
 
     def receive(self, kind: bytes) -> list[bytes]:
         """Return what comes next, which is of this kind; that a task runs for long is left out."""
@@ -148,8 +150,9 @@ class Pool:
         """Return headers and bodies of so many ends."""
         ends: list[tuple[dict[str, Any], bytes]] = []
         while len(ends) < count:
-            report, *bodies = self.receive(b"ends")
-            ends += zip(json.loads(report)["headers"], bodies, strict=True)
+            first, *frames = self.receive(b"ends")
+            report = json.loads(first)
+            ends += zip(report["headers"], divided(report["sizes"], frames), strict=True)
         return ends
 
     def ended(self, count: int) -> list[str]:
@@ -219,7 +222,7 @@ def test_a_manager_greets_runs_tasks_and_ends_on_request(new_pool, manager, tmp_
     assert pool.greet()["workers"] == 1
     pool.submit(task("a", double, 1), task("b", double, 2))
     assert pool.ended(2) == ["a", "b"]
-    pool.send(b"safe", b"a", b"b")
+    pool.send(b"safe", b"a b")
     pool.send(b"stop")
     assert json.loads(*pool.receive(b"bye")) == {"running": {}}
     assert manager.wait(PATIENCE) == 0
@@ -264,7 +267,7 @@ def test_without_an_agent_no_task_starts_and_results_are_kept(new_pool, manager,
     assert pool.held() == {"waiting": ["c"], "running": {}, "ended": ["a", "b"]}
     pool.send(b"go", b"c")
     assert pool.ended(2) == ["a", "b"]
-    pool.send(b"safe", b"a", b"b")
+    pool.send(b"safe", b"a b")
     until(lambda: not (tmp_path / "workers-m1.results").exists())
     assert pool.held() == {"waiting": [], "running": {}, "ended": []}
 

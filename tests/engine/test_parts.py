@@ -24,7 +24,14 @@ from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
 from flux_endpoint.engine.workers import process_tree
 from flux_endpoint.engine.workers.backlog import TaskTimes
-from flux_endpoint.engine.workers.frames import Claims, FrameReader, FrameSocket, write_frame
+from flux_endpoint.engine.workers.frames import (
+    Claims,
+    FrameReader,
+    FrameSocket,
+    combined,
+    divided,
+    write_frame,
+)
 from flux_endpoint.engine.workers.handle import WorkerChannel, WorkerHandle
 from flux_endpoint.protocol.messages import Result, unpack
 from flux_endpoint.protocol.states import ErrorCode
@@ -359,3 +366,29 @@ def test_pauses_follow_tasks_that_are_longer_than_before():
         times.add(0.01)
     assert times.usual == pytest.approx(0.01)
     assert times.least == 0.01
+
+
+LARGE = b"L" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("parts", "frames"),
+    [
+        ([], 1),
+        ([b""], 1),
+        ([b"a", b"", b"bc"], 1),
+        ([b"a", LARGE, b"b", b"c", LARGE, LARGE], 7),
+        ([LARGE, b"", b"end"], 3),
+    ],
+)
+def test_small_parts_of_a_message_share_a_frame(parts, frames):
+    sizes, found = combined(parts)
+    assert len(found) == frames
+    assert [*divided(sizes, found)] == parts
+    assert sum(each is LARGE for each in found) == parts.count(LARGE)  # not copied
+
+
+@pytest.mark.parametrize("frames", [[], [b"ab"], [b"a", b"bcd"]])
+def test_a_message_with_other_frames_than_its_sizes_is_an_error(frames):
+    with pytest.raises(ValueError, match="frame"):
+        list(divided([3], frames))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from flux_endpoint.engine.base import EngineResult
 from flux_endpoint.engine.demand import Amount
 from flux_endpoint.engine.outcome import error_of, has_timed_out, was_cancelled
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry, most_held, tasks_ahead
+from flux_endpoint.engine.workers.frames import combined, divided
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
 from flux_endpoint.protocol.envelope import compact_json
@@ -213,6 +215,17 @@ class TaskBook:
 
     # Ends of tasks
 
+    def take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
+        """Handle a manager's message `ends`; see `messages`."""
+        report = json.loads(parts[0])
+        manager.activity.task_seconds = report["seconds"]
+        manager.activity.least_seconds = report.get("least", 0.0)
+        manager.activity.quiet_since = time.monotonic()
+        # Managers of an earlier release have a frame for each body.
+        bodies = divided(report["sizes"], parts[1:]) if "sizes" in report else parts[1:]
+        for header, body in zip(report["headers"], bodies, strict=True):
+            self.ended(manager, header, body)
+
     def ended(self, manager: ManagerRecord, header: EndHeader, body: bytes) -> None:
         """Handle the end of a task as a manager reports it, perhaps not for the first time."""
         task_id = header["id"]
@@ -251,13 +264,13 @@ class TaskBook:
 
     def settle(self, task_ids: Collection[str]) -> None:
         """Let managers discard ends that are on disk."""
-        of_managers: dict[str, list[bytes]] = {}
+        of_managers: dict[str, list[str]] = {}
         for task_id in task_ids:
             manager_id = self._unsettled.pop(task_id, None)
             if manager_id is not None:
-                of_managers.setdefault(manager_id, [b"safe"]).append(task_id.encode())
-        for manager_id, frames in of_managers.items():
-            self._send(manager_id, frames)
+                of_managers.setdefault(manager_id, []).append(task_id)
+        for manager_id, settled in of_managers.items():
+            self._send(manager_id, [b"safe", " ".join(settled).encode()])
 
     # Reconnected managers and lost managers
 
@@ -365,7 +378,9 @@ class TaskDistributor:
                     manager.activity.quiet_since = time.monotonic()
                 manager.tasks[entry.task.task_id] = entry
                 count -= 1
-            self._send(manager.manager_id, [b"tasks", compact_json(headers), *buffers])
+            sizes, frames = combined(buffers)
+            batch = compact_json({"headers": headers, "sizes": sizes})
+            self._send(manager.manager_id, [b"tasks", batch, *frames])
 
     def balance(self, now: float) -> None:
         """Take waiting tasks back from one node while workers of another are idle.

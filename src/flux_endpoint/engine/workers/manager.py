@@ -25,6 +25,7 @@ from typing import Any
 import zmq
 
 from flux_endpoint import logs
+from flux_endpoint.engine.workers.frames import combined, divided
 from flux_endpoint.engine.workers.link import Change, PoolLink
 from flux_endpoint.engine.workers.outbox import EndsOutbox
 from flux_endpoint.engine.workers.settings import VARIABLE, ManagerSettings
@@ -140,10 +141,12 @@ class Manager:
         for kind, parts in self._link.receive():
             match kind:
                 case b"tasks":
-                    for header, buffer in zip(json.loads(parts[0]), parts[1:], strict=True):
+                    batch = json.loads(parts[0])
+                    buffers = divided(batch["sizes"], parts[1:])
+                    for header, buffer in zip(batch["headers"], buffers, strict=True):
                         self._staff.add(header, buffer)
                 case b"safe":
-                    self._outbox.settle(part.decode() for part in parts)
+                    self._outbox.settle(parts[0].decode().split())
                 case b"return":
                     returned = self._staff.give_back(int(parts[0]))
                     self._link.send(b"returned", *_encoded(returned))
@@ -203,11 +206,11 @@ class Manager:
             return
         if ends := self._outbox.take():
             headers = [header for header, _ in ends]
+            sizes, frames = combined(body for _, body in ends)
             times = self._staff.times
-            report = compact_json(
-                {"seconds": times.usual, "least": times.least, "headers": headers}
-            )
-            self._link.send(b"ends", report, *(body for _, body in ends))
+            report: dict[str, Any] = {"seconds": times.usual, "least": times.least}
+            report |= {"headers": headers, "sizes": sizes}
+            self._link.send(b"ends", compact_json(report), *frames)
 
     # Reports of the workers
 
@@ -289,7 +292,7 @@ class Manager:
             if self._link.socket in ready:
                 for kind, parts in self._link.receive():
                     if kind == b"safe":
-                        self._outbox.settle(part.decode() for part in parts)
+                        self._outbox.settle(parts[0].decode().split())
                 self._send_ends()
             if self._link.monitor in ready and any(True for _ in self._link.changes()):
                 return

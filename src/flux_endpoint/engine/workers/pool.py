@@ -339,7 +339,7 @@ class WorkerPool:
             case _ if manager.state is ManagerState.FOUND:
                 pass  # ignore other messages before the greeting
             case b"ends":
-                self._take_ends(manager, parts)
+                self._book.take_ends(manager, parts)
             case b"running":
                 if (task_id := parts[0].decode()) in manager.tasks:
                     self._book.running[task_id] = float(parts[1])
@@ -349,14 +349,6 @@ class WorkerPool:
                 self._book.late(manager, [part.decode() for part in parts])
             case b"bye":
                 self._lifecycle.said_bye(manager, json.loads(parts[0])["running"])
-
-    def _take_ends(self, manager: ManagerRecord, parts: list[bytes]) -> None:
-        report = json.loads(parts[0])
-        manager.activity.task_seconds = report["seconds"]
-        manager.activity.least_seconds = report.get("least", 0.0)
-        manager.activity.quiet_since = time.monotonic()
-        for header, body in zip(report["headers"], parts[1:], strict=True):
-            self._book.ended(manager, header, body)
 
     def _greeted(self, manager: ManagerRecord, greeting: dict[str, Any]) -> None:
         match manager.state:
