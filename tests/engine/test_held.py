@@ -117,6 +117,16 @@ def test_each_end_is_that_of_a_job(world: World, tmp_path):
     assert until(lambda: not processes(seconds))
 
 
+def test_a_task_is_followed_while_it_runs(world: World, tmp_path):
+    gate = tmp_path / "gate"
+    program = script(tmp_path, 'echo "a rank"; until [ -e "$1" ]; do sleep 0.05; done; echo end')
+    (task,) = in_held(world, MPIFunction(f"{program} {gate}"))
+    position, _ = world.follow(task, "stdout", "a rank\n" * 2)
+    gate.touch()
+    details = world.end(task).message.details
+    assert details["stdout"][position:] == "end\n" * 2
+
+
 def test_output_and_directory_are_those_of_the_task(make_world, tmp_path):
     world = make_world(run_in_sandbox=True)
     out = tmp_path / "out"

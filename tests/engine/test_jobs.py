@@ -688,7 +688,8 @@ def test_following_an_unknown_job_says_so(world: World):
 @ON_FLUX
 def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
     count, gate = tmp_path / "count", tmp_path / "gate"
-    command = f"echo run >> {count}; while [ ! -e {gate} ]; do sleep 0.05; done; echo finished"
+    waits = f"while [ ! -e {gate} ]; do sleep 0.05; done"
+    command = f"echo begun; echo run >> {count}; {waits}; echo finished"
     first = make_world(tmp_path, min_nodes=0)
     task = first.submit(ShellFunction(command), spec=ONE)
     jobid = first.event(task, "start").jobid
@@ -698,9 +699,10 @@ def test_a_restarted_engine_finds_its_job_again(make_world, tmp_path):
     before = {task: (buffer_of(ShellFunction(command)), ONE)}
     second = make_world(tmp_path, min_nodes=0, recovers=before)
     assert second.event(task, "start").jobid == jobid
+    second.follow(task, "stdout", "begun\n")
     gate.touch()
     result = second.end(task).value
-    assert (result.returncode, result.stdout) == (0, "finished\n")
+    assert (result.returncode, result.stdout) == (0, "begun\nfinished\n")
     assert count.read_text() == "run\n"
 
 

@@ -57,6 +57,11 @@ def test_one_report_has_a_limited_part_of_a_stream(output):
     assert ends == [65_536, 131_072, 150_000]
 
 
+def test_another_attempt_is_reported_from_its_beginning(output):
+    output.paths[0].write_text("again\n")
+    assert output.parts([100, 0], 99) == {"stdout": (0, 6, "again\n")}
+
+
 def test_what_was_not_reported_in_time_is_left_out_by_whole_lines(output):
     output.paths[0].write_text("".join(f"line {number:04}\n" for number in range(100)))
     assert output.parts([0, 0], 25) == {"stdout": (980, 1000, "line 0098\nline 0099\n")}

@@ -66,12 +66,14 @@ class WrittenOutput:
         for number, (name, _) in enumerate(OUTPUT):
             with suppress(OSError, ValueError), _opened(self.paths[number]) as (descriptor, size):
                 written = size - self.starts[number]
-                begin = max(sent[number], written - most)
+                # Less than was sent is another attempt's: all of it is new.
+                position = sent[number] if sent[number] <= written else 0
+                begin = max(position, written - most)
                 if begin >= written:
                     continue
                 count = min(written - begin, MOST_OF_PART)
                 data = os.pread(descriptor, count, self.starts[number] + begin)
-                if begin > sent[number]:  # not in the middle of a line
+                if begin > position:  # not in the middle of a line
                     whole = from_line(data)
                     begin, data = begin + len(data) - len(whole), whole
                 if data := complete_characters(data):
