@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -93,6 +94,18 @@ class Job:
             self.control.cancel(self.jobid, note)
         else:
             self.future.cancel()
+
+    def withdraw_if_late(self) -> float:
+        """Withdraw it if it waits although its latest start has passed.
+
+        Returns:
+            The seconds until then; infinity if it does not wait, or has no latest start.
+        """
+        left = self.start_before - time.time() if self.waits else math.inf
+        if left <= 0:
+            self.want(Wish.WITHDRAW)
+            self.withdraw("it could not start in time")
+        return left
 
     def cancel(self, note: str) -> None:
         """Cancel it, now or once it has an id, which nobody else will see."""

@@ -184,15 +184,15 @@ class JobRunner:
     # On the runner's thread
 
     def _after_turn(self) -> float:
-        self._end_late()
+        # Not a loop over all jobs: each event is a turn, and there may be very many jobs.
         look_again = self._held.review()
         if (demand := self._queue.news()) is not None:
             self._listener.on_demand(demand)
         if not self._may_start and all(job.is_followed for job in self._jobs.values()):
             self._drained.set()
-        waits = (job.start_before for job in self._jobs.values() if job.waits)
-        again = min(min(waits, default=math.inf) - time.time(), look_again)
-        return again if self._stopping is None else min(again, self._try_to_stop(self._stopping))
+        if self._stopping is None:
+            return look_again
+        return min(look_again, self._try_to_stop(self._stopping))
 
     def _begin_to_stop(self, *, keep: bool) -> None:
         self._stopping = _Stop(keep, time.monotonic() + _STOP_TIMEOUT)
@@ -241,11 +241,12 @@ class JobRunner:
             self._report_end(task, Failure(ErrorCode.ENGINE_REFUSED, text))
             return
         job.attempts = attempts
+        self._jobs[task.task_id] = job
         if task.start_before is not None:
             # It is not known yet whether a recovered job is running.
             known = time.time() + _CATCH_UP if job.state is JobState.FOUND else 0.0
             job.start_before = max(task.start_before, known)
-        self._jobs[task.task_id] = job
+            self._end_if_late(task.task_id)
         self._follow(job)
 
     def _follow(self, job: Job) -> None:
@@ -404,21 +405,18 @@ class JobRunner:
         job.want(Wish.CANCEL)
         job.withdraw("ended on request")
 
-    def _end_late(self) -> None:
-        """Withdraw waiting jobs whose latest start has passed."""
-        now = time.time()
-        for job in list(self._jobs.values()):
-            if job.waits and job.start_before <= now:
-                job.want(Wish.WITHDRAW)
-                job.withdraw("it could not start in time")
+    def _end_if_late(self, task_id: str) -> None:
+        """Withdraw a task's waiting job if its latest start has passed; else, look again then."""
+        job = self._jobs.get(task_id)
+        if job is not None and 0 < (left := job.withdraw_if_late()) < math.inf:
+            self._thread.after(left, partial(self._end_if_late, task_id))
 
     def _terminate(self, reason: str) -> None:
         self._may_start = False
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             if job.reached is not JobState.FOUND:  # else it is not known yet whether it runs
                 job.start_before = 0.0
-        self._end_late()
-        for job in self._jobs.values():
+                job.withdraw_if_late()
             job.terminate(reason)
 
     def _hold(self) -> None:
