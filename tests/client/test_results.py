@@ -131,19 +131,21 @@ def test_followed_output_comes_in_lines() -> None:
         {"ended": False, "stdout": None},
         {"ended": False, "stdout": {"begin": 5, "end": 7, "text": "o\n"}},
         {"ended": False, "stdout": {"begin": 9, "end": 13, "text": "last"}},
-        {"ended": True, "stdout": {"begin": 0, "end": 8, "text": "again\nok"}},  # another attempt
+        {"ended": False, "attempt": 3, "stdout": {"begin": 2, "end": 4, "text": "ag"}},
+        {"ended": True, "attempt": 3, "stdout": {"begin": 4, "end": 10, "text": "ain\nok"}},
     ]
     asked = []
 
-    def ask(task_id: str, stdout: int, stderr: int) -> dict[str, Any]:
-        asked.append((task_id, stdout))
+    def ask(task_id: str, attempt: int, stdout: int, stderr: int) -> dict[str, Any]:
+        asked.append((attempt, stdout))
         assert stderr > 2**60  # nothing of it is wanted
         return answers[len(asked) - 1]
 
     lines = list(FollowedOutput(lambda: "t", ask, "stdout"))
     gap = "[... 2 bytes were not kept ...]\n"
-    assert lines == ["one\n", "two\n", gap, "last\n", "again\n", "ok"]
-    assert asked == [("t", 0), ("t", 5), ("t", 5), ("t", 7), ("t", 13)]
+    begins = "[... attempt 3 begins ...]\n"
+    assert lines == ["one\n", "two\n", gap, "last\n", begins, gap, "again\n", "ok"]
+    assert asked == [(1, 0), (1, 5), (1, 5), (1, 7), (1, 13), (3, 4)]
     assert list(FollowedOutput(lambda: None, ask, "stdout")) == []
     with pytest.raises(ValueError, match="stream must be"):
         ComputeFuture("t").output("both")  # type: ignore[arg-type]

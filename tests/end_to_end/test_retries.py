@@ -28,6 +28,17 @@ def fails(marks, times):
         raise Flaky(f"number {done + 1}")
     return done
 
+def prints(marks):
+    import time
+    number = 1 + os.path.exists(f"{marks}/failed")
+    print(f"{number} begins")
+    while not os.path.exists(f"{marks}/{number}"):
+        time.sleep(0.01)
+    print(f"{number} ends")
+    if number == 1:
+        open(f"{marks}/failed", "w").close()
+        raise Flaky
+
 def dies(marks):
     if not os.listdir(marks):
         open(f"{marks}/once", "w").close()
@@ -36,7 +47,7 @@ def dies(marks):
 """,
     SESSION,
 )
-fails, dies = SESSION["fails"], SESSION["dies"]
+fails, prints, dies = SESSION["fails"], SESSION["prints"], SESSION["dies"]
 COMMAND = ShellFunction("echo >> {marks}/n; test $(wc -l < {marks}/n) -ge 3 || exit 75")
 
 
@@ -88,6 +99,20 @@ def test_a_command_runs_again_for_its_exit_code(executor, tmp_path, resources):
     assert found.failed_attempts == ["exit code 75"] * 2
     # Events travel apart from results.
     until(lambda: [e.name for e in record(future).events].count("attempt-failed") == 2, PATIENCE)
+
+
+def test_the_output_of_each_attempt_is_followed(executor, tmp_path):
+    assert executor.submit(pow, 2, 2).result(PATIENCE) == 4  # workers are there
+    future = executor.using(retries=3, retry_delay=0).submit(prints, str(tmp_path))
+    seen = []
+    for line in future.output():
+        seen.append(line)
+        if line.endswith(" begins\n"):
+            assert not future.done()
+            (tmp_path / line[0]).touch()
+    assert future.exception() is None
+    begins = "[... attempt 2 begins ...]\n"
+    assert seen == ["1 begins\n", "1 ends\n", begins, "2 begins\n", "2 ends\n"]
 
 
 def test_a_lost_worker(executor, tmp_path):

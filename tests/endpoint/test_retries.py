@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from hypothesis.stateful import (
 from flux_endpoint.endpoint import intake, retries
 from flux_endpoint.endpoint.attempt_ends import AttemptEnd, cancelled_result, final_result, read_end
 from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.followed_output import FollowedOutput
 from flux_endpoint.endpoint.inbox import Turn
 from flux_endpoint.endpoint.intake import TasksInFlight
 from flux_endpoint.endpoint.journal import Journal
@@ -35,7 +37,7 @@ from flux_endpoint.engine import results
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.envelope import ATTEMPTS, FAILED_ATTEMPTS
-from flux_endpoint.protocol.messages import Result, TaskKill, unpack
+from flux_endpoint.protocol.messages import OutputWanted, Result, TaskKill, unpack
 from flux_endpoint.protocol.run_options import RunOptions
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -135,6 +137,37 @@ def test_pauses_grow_up_to_a_limit() -> None:
     assert [options.pause(n) for n in (1, 2, 3, 49)] == [2.0, 4.0, 8.0, 600.0]
     assert RunOptions(retries=2, retry_delay=3600.0).pause(2) == 3600.0
     assert RunOptions(retries=2, retry_delay=0.0).pause(2) == 0.0
+
+
+def test_each_attempt_at_a_followed_task_is_followed() -> None:
+    now = [100.0]
+    known = retries.Retries()
+    known.accepted(EngineTask(TASK, "f", "", None, options=RunOptions(retries=3, retry_delay=0)))
+    followed = FollowedOutput(known, lambda: now[0])
+    request = OutputWanted(task_id=uuid.UUID(TASK), seconds=30, stdout=4, stderr=5)
+    failed = EngineResult(TASK, body_of(RAISED))
+    assert followed.rest(failed) == []  # nobody follows it
+    assert followed.wanted(request) == (TASK, 30, (4, 5))
+    printed = results.with_output(failed.body, {"stdout": "ä", "stdout_dropped": 7})
+    (rest,) = followed.rest(EngineResult(TASK, printed))
+    assert rest.context == {"stdout": (7, 9, "ä")}
+    large = results.with_output(failed.body, {"stderr": "ä" * 50_000})
+    parts = [e.context["stderr"] for e in followed.rest(EngineResult(TASK, large))]
+    assert [(begin, end) for begin, end, _ in parts] == [(0, 65_536), (65_536, 100_000)]
+    known.ended(failed)
+    assert followed.wanted(request) is None  # it waits for its second attempt
+    (second,) = known.take_due(time.monotonic() + 1)
+    task = EngineTask(second.engine_id, "f", "", None)
+    now[0] += 10
+    assert followed.begins(task) == (f"{TASK}.2", 20, (0, 0))
+    # What the service has is of the first attempt.
+    assert followed.wanted(request) == (f"{TASK}.2", 30, (0, 0))
+    again = request.model_copy(update={"attempt": 2})
+    assert followed.wanted(again) == (f"{TASK}.2", 30, (4, 5))
+    now[0] += 31
+    assert followed.begins(task) is None
+    other = request.model_copy(update={"task_id": uuid.uuid4()})
+    assert followed.wanted(other) == (str(other.task_id), 30, (4, 5))
 
 
 class Clock:

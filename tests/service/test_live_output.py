@@ -15,7 +15,13 @@ from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_OUTPUT
 from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
 from flux_endpoint.service.changes import Outcome, ReportedEnd
-from flux_endpoint.service.live_output import AGAIN, MOST_OF_USER, LiveOutput, OutputPart
+from flux_endpoint.service.live_output import (
+    AGAIN,
+    MOST_OF_USER,
+    Known,
+    LiveOutput,
+    OutputPart,
+)
 from flux_endpoint.service.output_follower import OutputFollower, rest_of
 from flux_endpoint.service.store.output import TaskOutput
 
@@ -24,9 +30,12 @@ def ended(task_id: str) -> ReportedEnd:
     return ReportedEnd("ada", Outcome.SUCCESS, 0.0, None, None, 0.0, 0, task_id=task_id)
 
 
+NOTHING = Known(1, (0, 0))
+
+
 def known(live: LiveOutput, position: int) -> OutputPart | None:
     """Return what is known after a position of standard output, without a wait."""
-    return asyncio.run(live.news("t", (position, 0), 0)).get("stdout")
+    return asyncio.run(live.news("t", Known(1, (position, 0)), 0))[1].get("stdout")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_parts_without_text_take_no_memory_without_end():
     live.follow("t", "ada")
     for position in range(10_000):
         live.output_arrived("t", {"stdout": [position, position + 1, ""]})
-    assert len(live._tasks["t"].streams["stdout"]._parts) <= 4096
+    assert len(live._tasks["t"].attempts[1]["stdout"]._parts) <= 4096
     assert known(live, 0) == OutputPart(10_000 - 4096, 10_000, "")
 
 
@@ -67,11 +76,11 @@ def test_all_that_is_followed_takes_limited_memory(letter):
         live.follow(str(number), str(number))
         live.output_arrived(str(number), {"stdout": [0, end, text], "stderr": [0, end, text]})
     for task in live._tasks.values():
-        for stream in task.streams.values():
+        for stream in task.all_streams():
             assert stream.end == end
-    parts = [p for t in live._tasks.values() for s in t.streams.values() for p in s._parts]
+    parts = [p for t in live._tasks.values() for s in t.all_streams() for p in s._parts]
     assert sum(sys.getsizeof(part.text) for part in parts) <= 64 << 20
-    last = live.known("0", (0, 0))["stdout"]
+    last = live.known("0", NOTHING)[1]["stdout"]
     assert last.end == end
     assert text.endswith(last.text)
     assert last.begin == end - len(last.text.encode()) or not last.text
@@ -82,27 +91,27 @@ def test_output_and_an_end_wake_those_who_wait():
     live.follow("t", "ada")
 
     async def waits(position: int, wake) -> dict[str, OutputPart]:
-        news = asyncio.create_task(live.news("t", (position, 0), 600))
+        news = asyncio.create_task(live.news("t", Known(1, (position, 0)), 600))
         await asyncio.sleep(0)  # it waits
         threading.Thread(target=wake).start()
-        return await asyncio.wait_for(news, 60)
+        return (await asyncio.wait_for(news, 60))[1]
 
     arrives = lambda: live.output_arrived("t", {"stdout": [0, 1, "x"]})  # noqa: E731
     assert asyncio.run(waits(0, arrives)) == {"stdout": OutputPart(0, 1, "x")}
     assert asyncio.run(waits(1, lambda: live.tasks_ended([ended("t")]))) == {}
     live.follow("u", "ada")
     live.close()
-    assert asyncio.run(live.news("u", (0, 0), 600)) == {}
+    assert asyncio.run(live.news("u", NOTHING, 600)) == (1, {})
 
 
 def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
     now = 0.0
     live = LiveOutput(lambda: now)
-    assert live.follow("t", "ada") == (True, [0, 0])
+    assert live.follow("t", "ada") == (True, NOTHING)
     live.output_arrived("t", {"stderr": [0, 3, "abc"]})
-    assert live.follow("t", "ada") == (False, [0, 3])
+    assert live.follow("t", "ada") == (False, Known(1, (0, 3)))
     now = AGAIN
-    assert live.follow("t", "ada") == (True, [0, 3])
+    assert live.follow("t", "ada") == (True, Known(1, (0, 3)))
     for number in range(1, MOST_OF_USER):
         live.follow(str(number), "ada")
     with pytest.raises(ServiceError, match="is followed, which is the limit") as refused:
@@ -118,12 +127,38 @@ def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
 
 def test_the_last_attempt_is_not_cut_where_an_earlier_one_ended():
     output = TaskOutput("one\ntwo\n", "late\n", stderr_dropped=3)
-    once = rest_of(output, (4, BEYOND), several_attempts=False)
+    once = rest_of(output, Known(1, (4, BEYOND)).positions_in(1))
     assert once == {"stdout": OutputPart(4, 8, "two\n")}
-    again = rest_of(output, (4, BEYOND), several_attempts=True)
+    again = rest_of(output, Known(1, (4, BEYOND)).positions_in(2))
     assert again == {"stdout": OutputPart(0, 8, "one\ntwo\n")}
-    assert rest_of(output, (99, 5), several_attempts=True)["stderr"] == OutputPart(3, 8, "late\n")
-    assert rest_of(TaskOutput("", ""), (9, 9), several_attempts=True) == {}
+    assert rest_of(output, Known(1, (99, 5)).positions_in(2))["stderr"] == OutputPart(
+        3, 8, "late\n"
+    )
+    assert rest_of(TaskOutput("", ""), (0, 0)) == {}
+
+
+def test_a_further_attempt_begins_anew():
+    live = LiveOutput()
+    live.follow("t", "ada")
+
+    def news(attempt: int, position: int, **options: bool) -> tuple[int, dict[str, OutputPart]]:
+        known = Known(attempt, (position, BEYOND))
+        return asyncio.run(live.news("t", known, 0, **options))
+
+    live.output_arrived("t", {"stdout": [0, 9, "the first"]})
+    live.output_arrived("t", {"attempt": 2, "stdout": [0, 3, "the"], "stderr": [0, 1, "x"]})
+    live.output_arrived("t", {"stdout": [9, 10, "!"]})  # late
+    live.output_arrived("t", {"attempt": 4, "stdout": [0, 1, "4"]})
+    live.output_arrived("t", {"attempt": "3", "stdout": [9, 10, "no number"]})
+    assert news(1, 9) == (1, {"stdout": OutputPart(9, 10, "!")})
+    assert news(1, 10) == (2, {"stdout": OutputPart(0, 3, "the")})
+    assert news(2, 3) == (4, {"stdout": OutputPart(0, 1, "4")})
+    assert news(2, 1) == (2, {"stdout": OutputPart(1, 3, "he")})
+    assert news(1, 10, knows_attempts=False) == (1, {})
+    assert news(5, 0) == (5, {})  # its follower had more from another service
+    assert live.follow("t", "ada") == (False, Known(4, (1, 0)))
+    live.output_arrived("t", {"attempt": 5, "stdout": [0, 1, "5"]})
+    assert news(1, 0) == (2, {"stdout": OutputPart(0, 3, "the")})  # not all attempts are kept
 
 
 @given(st.lists(st.text(max_size=9), max_size=20), st.integers(4, 40), st.integers(0, 200))
@@ -144,13 +179,19 @@ def test_what_came_live_precedes_the_end_that_lacks_it():
     live = LiveOutput()
     live.follow("t", "ada")
     live.output_arrived("t", {"stdout": [0, 8, "one\ntwo\n"]})
-    follower = OutputFollower(None, live, None, "t", (4, BEYOND))  # it asks nobody here
+    follower = OutputFollower(None, live, None, "t", Known(1, (4, BEYOND)))  # it asks nobody here
     cut = OutputAnswer(ended=True, stdout=StreamPart(begin=12, end=16, text="end\n"))
     assert follower._without_gap(cut) == OutputAnswer(
         ended=False, stdout=StreamPart(begin=4, end=8, text="two\n")
     )
-    follower.positions = (8, BEYOND)
+    follower.known = Known(1, (8, BEYOND))
     assert follower._without_gap(cut) is cut
     whole = OutputAnswer(ended=True, stdout=StreamPart(begin=4, end=16, text="two\n...\nend\n"))
-    follower.positions = (4, BEYOND)
+    follower.known = Known(1, (4, BEYOND))
     assert follower._without_gap(whole) is whole
+    later = whole.model_copy(update={"attempt": 2})
+    assert follower._without_gap(later) == OutputAnswer(
+        ended=False, stdout=StreamPart(begin=4, end=8, text="two\n")
+    )
+    follower.known = Known(1, (8, BEYOND))
+    assert follower._without_gap(later) is later

@@ -71,9 +71,10 @@ def events(task_id: str, *named: tuple[str, float], jobid: int = 2**63) -> bytes
     return b"\x01" + json.dumps({"message_type": "task_events", "data": {"events": data}}).encode()
 
 
-def output(task_id: str, **streams: tuple[int, int, str]) -> bytes:
+def output(task_id: str, *, attempt: int = 1, **streams: tuple[int, int, str]) -> bytes:
     """An endpoint's message with parts of the streams of a running task."""
-    event = {"task_id": task_id, "name": "output", "timestamp": 1.0, "context": streams}
+    context = {"attempt": attempt, **streams}
+    event = {"task_id": task_id, "name": "output", "timestamp": 1.0, "context": context}
     data = {"message_type": "task_events", "data": {"events": [event]}}
     return b"\x01" + json.dumps(data).encode()
 

@@ -73,7 +73,7 @@ def test_the_output_of_its_tasks_is_followed_while_they_run(
     run = begin(multi_user.next_start())
     run.take(1)
     follow = lambda: live.client.get(f"/v3/tasks/{task_id}/output?wait=0").json()  # noqa: E731
-    assert follow() == {"ended": False, "stdout": None, "stderr": None}
+    assert follow() == {"ended": False, "attempt": 1, "stdout": None, "stderr": None}
     wanted = unpack(peer.take(f"{run.endpoint_id}.commands").body)
     assert isinstance(wanted, OutputWanted)
     assert str(wanted.task_id) == task_id

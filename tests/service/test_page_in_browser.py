@@ -207,6 +207,8 @@ def test_the_output_of_a_running_task_shows_as_it_comes(shown: Shown) -> None:
     until(lambda: not streams.open)  # nobody follows it any more
     shown.go(f"#/task/{task_id}")
     window.shows("step 399", ".live-output")
+    peer.send_events(shown.endpoint, output(task_id, attempt=2, stdout=(0, 6, "again\n")))
+    window.shows("step 399\n[... attempt 2 begins ...]\nagain\n", ".live-output")
     peer.send_result(shown.endpoint, result(task_id, "Traceback\nValueError: over"))
     window.shows("ValueError: over", ".error")
     until(lambda: window.text(".live-output") == "")

@@ -54,9 +54,10 @@ class OperatorApi:
         """The service's base URL."""
         return self.credentials.service_url
 
-    def output(self, task_id: str, *, stdout: int, stderr: int) -> OutputAnswer:
-        """Wait for what a task prints after these positions, for a while."""
-        params = {"stdout": str(stdout), "stderr": str(stderr), "wait": str(_WAIT)}
+    def output(self, task_id: str, *, stdout: int, stderr: int, attempt: int = 1) -> OutputAnswer:
+        """Wait for what a task prints after these positions of an attempt, for a while."""
+        positions = {"attempt": attempt, "stdout": stdout, "stderr": stderr}
+        params = {**{name: str(each) for name, each in positions.items()}, "wait": str(_WAIT)}
         path = f"/v3/tasks/{task_id}/output"
         return self._parsed(path, self._rest.request("GET", path, params=params), OutputAnswer)
 

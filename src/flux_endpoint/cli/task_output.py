@@ -5,38 +5,76 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import click
 
 from flux_endpoint.cli.options import put_json
 from flux_endpoint.cli.service_api import OperatorApi
 from flux_endpoint.cli.tasks import find_task
-from flux_endpoint.protocol.operations import BEYOND, ListedState, StreamPart, TaskRecord
+from flux_endpoint.protocol.operations import (
+    BEYOND,
+    ListedState,
+    StreamPart,
+    TaskRecord,
+    attempt_note,
+)
 
 #: The names of the streams.
 STREAMS = ("stdout", "stderr")
 
 
-def printed_parts(api: OperatorApi, task_id: str) -> Iterator[tuple[str, StreamPart, int]]:
+@dataclass(frozen=True)
+class Printed:
+    """A part of what a task has printed.
+
+    Attributes:
+        stream: the stream's name.
+        part: the part.
+        missing: number of bytes before it that were not kept.
+        attempt: the attempt at the task that has printed it.
+        begins: whether nothing of this attempt came before.
+    """
+
+    stream: str
+    part: StreamPart
+    missing: int
+    attempt: int
+    begins: bool
+
+    def note(self, what: str = "") -> str:
+        """Return the line that belongs before it, if there is one.
+
+        Args:
+            what: the missing bytes' stream, if that is to be said.
+        """
+        lines = [attempt_note(self.attempt)] if self.begins else []
+        if self.missing > 0:
+            lines.append(f"[... {self.missing} bytes {what}were not kept ...]\n")
+        return "".join(lines)
+
+
+def printed_parts(api: OperatorApi, task_id: str) -> Iterator[Printed]:
     """Yield what a task prints, as it comes, until the task has ended.
 
     Args:
         api: the service.
         task_id: the task.
-
-    Yields:
-        A stream's name, a part of it, and the number of bytes before that which were not kept.
     """
-    positions = dict.fromkeys(STREAMS, 0)
+    attempt, positions = 1, dict.fromkeys(STREAMS, 0)
     ended = False
     while not ended:
-        answer = api.output(task_id, **positions)
+        answer = api.output(task_id, attempt=attempt, **positions)
         ended = answer.ended
+        begins = answer.attempt > attempt
+        if begins:
+            attempt, positions = answer.attempt, dict.fromkeys(STREAMS, 0)
         for name in STREAMS:
             part: StreamPart | None = getattr(answer, name)
             if part is not None:
-                yield name, part, part.begin - positions[name]
+                yield Printed(name, part, part.begin - positions[name], attempt, begins)
                 positions[name] = part.end
+                begins = False
 
 
 def last_lines_and_new(api: OperatorApi, task_id: str, count: int) -> Iterator[tuple[int, str]]:
@@ -52,15 +90,15 @@ def last_lines_and_new(api: OperatorApi, task_id: str, count: int) -> Iterator[t
     """
     rests = dict.fromkeys(STREAMS, "")
     begun = set()
-    for name, part, missing in printed_parts(api, task_id):
-        text = f"{rests[name]}{part.text}"
-        *lines, rests[name] = text.split("\n")
+    for each in printed_parts(api, task_id):
+        name, note = each.stream, each.note()
+        if note and rests[name]:
+            note = f"\n{note}"
+        *lines, rests[name] = f"{rests[name]}{note}{each.part.text}".split("\n")
         if name not in begun:
             begun.add(name)
             wanted = count - bool(rests[name])
             lines = lines[-wanted:] if wanted > 0 else []
-        elif missing > 0:
-            lines.insert(0, f"[... {missing} bytes were not kept ...]")
         for line in lines:
             yield STREAMS.index(name), line
     for name in STREAMS:
@@ -119,8 +157,8 @@ def follow_output(api: OperatorApi, task_id: str, *, as_json: bool) -> int:
         The exit code: a command's; 128 plus the signal that ended it; 1 if a function has failed.
     """
     find_task(api, task_id)  # an unknown one is an error before anything else
-    for name, part, missing in printed_parts(api, task_id):
-        _put(name, part, missing, as_json=as_json)
+    for each in printed_parts(api, task_id):
+        _put(each, as_json=as_json)
     record = find_task(api, task_id)
     code = _exit_code(record)
     if as_json:
@@ -131,13 +169,13 @@ def follow_output(api: OperatorApi, task_id: str, *, as_json: bool) -> int:
     return code
 
 
-def _put(name: str, part: StreamPart, missing: int, *, as_json: bool) -> None:
+def _put(each: Printed, *, as_json: bool) -> None:
     if as_json:
-        put_json({"stream": name, **part.model_dump()}, indent=None)
+        about = {"stream": each.stream, "attempt": each.attempt}
+        put_json({**about, **each.part.model_dump()}, indent=None)
         return
-    if missing > 0:
-        click.echo(f"[... {missing} bytes of {name} were not kept ...]", err=True)
-    click.echo(part.text, nl=False, err=name == "stderr")
+    click.echo(each.note(f"of {each.stream} "), nl=False, err=True)
+    click.echo(each.part.text, nl=False, err=each.stream == "stderr")
 
 
 def _exit_code(record: TaskRecord) -> int:

@@ -116,15 +116,16 @@ class ServiceApi:
             idempotent=signum is None,
         )
 
-    def output(self, task_id: str, stdout: int, stderr: int) -> _Json:
+    def output(self, task_id: str, attempt: int, stdout: int, stderr: int) -> _Json:
         """Wait for what a task prints, for a while; see `operations.OutputAnswer`.
 
         Args:
             task_id: the task.
+            attempt: the attempt at it whose output the caller has.
             stdout: bytes of its standard output that the caller has.
             stderr: the same of its standard error.
         """
-        params = {"stdout": str(stdout), "stderr": str(stderr)}
+        params = {"attempt": str(attempt), "stdout": str(stdout), "stderr": str(stderr)}
         return self._rest.request("GET", f"/v3/tasks/{task_id}/output", params=params)
 
     def events(self, task_id: str) -> list[_Json]:

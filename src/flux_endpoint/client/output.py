@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 from flux_endpoint.client.api import ServiceApi
 from flux_endpoint.functions import ShellResult
 from flux_endpoint.protocol.envelope import OUTPUT, RETURNCODE, STDERR, STDOUT
-from flux_endpoint.protocol.operations import BEYOND
+from flux_endpoint.protocol.operations import BEYOND, attempt_note
 
 #: The most characters of a line that is not over; then it is yielded in parts.
 _LONGEST = 64 << 10
@@ -61,24 +61,25 @@ class FollowedOutput:
     """The lines that a task prints on one stream, as they come, with their line ends.
 
     Iterate over it with `for` or, in a coroutine, with `async for`. It ends when the task has ended
-    and all is read; a line says where something is missing that was not kept.
+    and all is read; a line says where something is missing that was not kept, and where a further
+    attempt at the task begins.
 
     Args:
         wait_submitted: returns the task's id once it is known; `None`: it was not submitted.
-        ask: asks the service for what comes after the positions in both streams.
+        ask: asks the service for what comes after the positions in both streams of an attempt.
         stream: "stdout" or "stderr".
     """
 
     def __init__(
         self,
         wait_submitted: Callable[[], str | None],
-        ask: Callable[[str, int, int], dict[str, Any]],
+        ask: Callable[[str, int, int, int], dict[str, Any]],
         stream: str,
     ) -> None:
         self._wait_submitted = wait_submitted
         self._ask = ask
         self._stream = stream
-        self._position = 0
+        self._attempt, self._position = 1, 0
         self._lines: deque[str] = deque()
         self._rest = ""
         self._ended = False
@@ -109,14 +110,25 @@ class FollowedOutput:
             return
         # The other stream is not asked for: its position is beyond all that there will be.
         at = {STDOUT: BEYOND, STDERR: BEYOND, self._stream: self._position}
-        answer = self._ask(task_id, at[STDOUT], at[STDERR])
+        answer = self._ask(task_id, self._attempt, at[STDOUT], at[STDERR])
         part = answer.get(self._stream)
         if isinstance(part, dict):
+            self._begin(int(answer.get("attempt", 1)))
             self._add(int(part["begin"]), int(part["end"]), str(part["text"]))
         if answer.get("ended"):
             self._ended = True
             if self._rest:
                 self._lines.append(self._rest)
+
+    def _begin(self, attempt: int) -> None:
+        """Handle that what comes is of an attempt."""
+        if attempt <= self._attempt:
+            return
+        if self._rest:
+            self._lines.append(f"{self._rest}\n")
+            self._rest = ""
+        self._lines.append(attempt_note(attempt))
+        self._attempt, self._position = attempt, 0
 
     def _add(self, begin: int, end: int, text: str) -> None:
         if begin != self._position and self._rest:  # of an earlier attempt, or not kept to its end

@@ -22,6 +22,7 @@ from flux_endpoint.endpoint.connectivity import Connectivity
 from flux_endpoint.endpoint.directory import JOURNAL
 from flux_endpoint.endpoint.ending import CONFIRM_GRACE, AgentEnding
 from flux_endpoint.endpoint.expired_data import ExpiredData
+from flux_endpoint.endpoint.followed_output import FollowRequest
 from flux_endpoint.endpoint.inbox import (
     BrokerAlarm,
     CommandDelivery,
@@ -222,6 +223,8 @@ class Agent:
         self._broker.reports.accepted.add(len(turn.accepted))
         self._broker.reports.finished.add(len(turn.finished))
         self._submit(task for task in begins if not task.runs_on_worker)
+        for task in begins:
+            self._follow(self._tasks.followed.begins(task))
         for engine_id, signum in turn.kills:
             self._engine.cancel(engine_id, signum)
         self._broker.events.send(turn.job_events)
@@ -317,9 +320,7 @@ class Agent:
             self._broker.reports.hurry(command.seconds)
             return
         if isinstance(command, OutputWanted):
-            self._engine.follow_output(
-                str(command.task_id), command.seconds, (command.stdout, command.stderr)
-            )
+            self._follow(self._tasks.followed.wanted(command))
             return
         self._records.requested(command)
         if isinstance(command, EndpointStop):
@@ -327,6 +328,10 @@ class Agent:
             self._ending.request_once(len(self._tasks.running))
         else:
             self._tasks.kill(command, turn)
+
+    def _follow(self, request: FollowRequest | None) -> None:
+        if request is not None:
+            self._engine.follow_output(*request)
 
     def _submit(self, tasks: Iterable[EngineTask]) -> None:
         for task in tasks:

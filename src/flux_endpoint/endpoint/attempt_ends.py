@@ -95,6 +95,14 @@ def read_end(body: bytes) -> AttemptEnd:
         return AttemptEnd()
 
 
+def read_details(body: bytes) -> dict[str, Any]:
+    """Return the details in the result of an attempt; none if it can't be read."""
+    try:
+        return dict(_fields(body).get("details") or {})
+    except _UNREADABLE:
+        return {}
+
+
 def final_result(task_id: str, body: bytes, failures: Sequence[str]) -> EngineResult:
     """Return the result of a task whose last attempt has ended.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 from uuid import UUID
 
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.endpoint.outbox import PublishTarget
-from flux_endpoint.endpoint.retries import task_of
+from flux_endpoint.endpoint.retries import attempt_of, task_of
 from flux_endpoint.engine.base import EngineEvent
 from flux_endpoint.errors import PublishError
 from flux_endpoint.logs import event
@@ -76,7 +77,7 @@ class EventSender:
                     jobid=each.jobid,
                     name=each.name,
                     timestamp=each.timestamp,
-                    context=each.context,
+                    context=_context(each),
                 )
                 for each in events
             ]
@@ -105,3 +106,10 @@ def _output_in(event: EngineEvent) -> int:
     if event.name != OUTPUT_EVENT:
         return 0
     return sum(len(text) for _, _, text in event.context.values())
+
+
+def _context(each: EngineEvent) -> dict[str, Any]:
+    """Return an event's context; that of output says of which attempt it is."""
+    if each.name != OUTPUT_EVENT:
+        return each.context
+    return {**each.context, "attempt": attempt_of(each.task_id)}

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from flux_endpoint.amqp import Delivery
 from flux_endpoint.endpoint.config import EndpointConfig
+from flux_endpoint.endpoint.followed_output import FollowedOutput
 from flux_endpoint.endpoint.inbox import Turn
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.endpoint.outbox import ResultOutbox
@@ -279,6 +280,7 @@ class TasksInFlight:
         self.running: set[str] = set()
         #: Those of them that may have several attempts.
         self.retries = Retries()
+        self.followed = FollowedOutput(self.retries)
 
     def received(self, deliveries: list[Delivery], turn: Turn) -> None:
         """Sort new tasks from those that the broker delivers again.
@@ -351,6 +353,7 @@ class TasksInFlight:
             event(log, logging.WARNING, "duplicate result dropped", task_id=result.task_id)
             turn.repeated.append(result.task_id)
         elif isinstance(end, Attempts):
+            turn.job_events += self.followed.rest(result)
             self._failed(end, turn)
             turn.repeated.append(result.task_id)
         else:

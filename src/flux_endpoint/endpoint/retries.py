@@ -60,6 +60,12 @@ def task_of(engine_id: str) -> str:
     return engine_id.partition(".")[0]
 
 
+def attempt_of(engine_id: str) -> int:
+    """Return the number of an attempt; the first is 1."""
+    number = engine_id.partition(".")[2]
+    return int(number) if number else 1
+
+
 def by_task(attempts: Mapping[str, float]) -> dict[str, float]:
     """Return the values of attempts by the ids of their tasks."""
     return {task_of(engine_id): value for engine_id, value in attempts.items()}

@@ -27,7 +27,8 @@ EVENTS: Final = frozenset(IN_ORDER)
 ATTEMPT_FAILED: Final = "attempt-failed"
 #: Name, among the events that an endpoint sends, of output of a running task that somebody follows.
 #: It is no event of Flux, and it is not stored. Its context has for "stdout" and "stderr" a part of
-#: the stream: the positions of its first byte and after its last one, and its text.
+#: the stream: the positions of its first byte and after its last one, and its text; "attempt" is
+#: the number of the attempt (absent: 1), whose streams begin anew.
 OUTPUT_EVENT: Final = "output"
 #: The last event.
 LAST_EVENT: Final = "clean"

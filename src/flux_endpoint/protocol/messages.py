@@ -117,9 +117,10 @@ class OutputWanted(Message):
     task_id: UUID
     #: For how long (s), from now on.
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    #: Bytes of each stream that the service has.
+    #: Bytes of each stream that the service has, of this attempt.
     stdout: int = Field(default=0, ge=0, lt=2**62)
     stderr: int = Field(default=0, ge=0, lt=2**62)
+    attempt: int = Field(default=1, ge=1)
 
 
 class TaskEvent(BaseModel):

@@ -230,6 +230,11 @@ class TaskRecord(ListedTask):
 BEYOND = 2**61
 
 
+def attempt_note(attempt: int) -> str:
+    """Return the line that says where, in followed output, a further attempt begins."""
+    return f"[... attempt {attempt} begins ...]\n"
+
+
 class FollowOutput(BaseModel):
     """The query parameters of `GET /v3/tasks/{id}/output`."""
 
@@ -238,6 +243,9 @@ class FollowOutput(BaseModel):
     stderr: int = Field(default=0, ge=0, lt=2**62)
     #: Seconds to wait if there is nothing yet.
     wait: float = Field(default=20.0, ge=0, le=30)
+    #: The attempt at the task, from 1, whose bytes these are. Callers that do not say it get the
+    #: output of the first attempt while it runs, and at the end that of the last one.
+    attempt: int | None = Field(default=None, ge=1, le=10_000)
 
 
 class StreamPart(BaseModel):
@@ -256,6 +264,8 @@ class OutputAnswer(BaseModel):
 
     #: Whether the task has ended, so that this is all.
     ended: bool
+    #: The attempt whose output this is. Each attempt's positions begin at 0.
+    attempt: int = 1
     stdout: StreamPart | None = None
     stderr: StreamPart | None = None
 

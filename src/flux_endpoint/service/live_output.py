@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_OUTPUT
+from flux_endpoint.protocol.operations import BEYOND
 from flux_endpoint.service.changes import ChangeListener, ReportedEnd
 
 #: The most tasks that are followed, and of these of one user.
@@ -30,6 +31,8 @@ _MOST_OF_ALL, _MOST_KEPT, _LEAST_PART = 64 << 20, MAX_OUTPUT, 256
 #: The most bytes of memory that Python needs for a byte of UTF-8: a character has one width in all
 #: of a text.
 _WIDEST = 4
+#: The most attempts at a task whose output waits here.
+_MOST_ATTEMPTS = 3
 STREAMS = ("stdout", "stderr")
 
 
@@ -112,25 +115,68 @@ def _size(part: OutputPart) -> int:
     return max(sys.getsizeof(part.text), _LEAST_PART)
 
 
+def _new_streams() -> dict[str, _Stream]:
+    return {name: _Stream() for name in STREAMS}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a follower has of a task's output: an attempt, and the positions in both streams."""
+
+    attempt: int
+    positions: tuple[int, ...]
+
+    def positions_in(self, attempt: int) -> tuple[int, ...]:
+        """Return the positions in another attempt's streams; of no interest stays of none."""
+        if attempt == self.attempt:
+            return self.positions
+        return tuple(0 if position < BEYOND else position for position in self.positions)
+
+
 class FollowedTask:
     """A running task whose output somebody follows. Used under the lock of `LiveOutput`."""
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
-        self.streams = {name: _Stream() for name in STREAMS}
+        #: The streams of the latest attempts, in order.
+        self.attempts = {1: _new_streams()}
         self.waiting: list[Callable[[], object]] = []
         self.has_ended = False
         #: Monotonic times: when its endpoint is asked again, and when it was last followed.
         self.asked_again_at = 0.0
         self.seen = 0.0
 
-    def after(self, positions: Sequence[int]) -> dict[str, OutputPart]:
-        """Return what there is after the positions in both streams."""
-        found = {
-            name: self.streams[name].after(position)
-            for name, position in zip(STREAMS, positions, strict=True)
-        }
-        return {name: part for name, part in found.items() if part is not None}
+    @property
+    def known(self) -> Known:
+        """What is known of its output."""
+        attempt, streams = next(reversed(self.attempts.items()))
+        return Known(attempt, tuple(streams[name].end for name in STREAMS))
+
+    def streams_of(self, attempt: int) -> dict[str, _Stream]:
+        """Return an attempt's streams; none if a later one has begun that long ago."""
+        if attempt > max(self.attempts):
+            self.attempts[attempt] = _new_streams()
+            while len(self.attempts) > _MOST_ATTEMPTS:
+                del self.attempts[min(self.attempts)]
+        return self.attempts.get(attempt, {})
+
+    def all_streams(self) -> Iterator[_Stream]:
+        """Yield the streams of all attempts."""
+        for streams in self.attempts.values():
+            yield from streams.values()
+
+    def after(self, known: Known) -> tuple[int, dict[str, OutputPart]]:
+        """Return the next attempt with something that a follower does not know, and this."""
+        for attempt, streams in self.attempts.items():
+            positions = known.positions_in(attempt)
+            found = {
+                name: part
+                for name, position in zip(STREAMS, positions, strict=True)
+                if (part := streams[name].after(position)) is not None
+            }
+            if found and attempt >= known.attempt:
+                return attempt, found
+        return known.attempt, {}
 
 
 class LiveOutput(ChangeListener):
@@ -151,12 +197,11 @@ class LiveOutput(ChangeListener):
         """Whether the service ends: all waits are over."""
         return self._is_closed
 
-    def follow(self, task_id: str, user_id: str) -> tuple[bool, list[int]]:
+    def follow(self, task_id: str, user_id: str) -> tuple[bool, Known]:
         """Follow a task, or go on following it.
 
         Returns:
-            Whether its endpoint must be asked now, and the positions up to which its streams are
-            known here.
+            Whether its endpoint must be asked now, and what is known here.
 
         Raises:
             ServiceError: 429 or 503, too many are followed.
@@ -173,7 +218,7 @@ class LiveOutput(ChangeListener):
             is_due = now >= task.asked_again_at
             if is_due:
                 task.asked_again_at = now + AGAIN
-            return is_due, [task.streams[name].end for name in STREAMS]
+            return is_due, task.known
 
     def _forget_old(self, now: float) -> None:
         old = [
@@ -187,13 +232,14 @@ class LiveOutput(ChangeListener):
     @property
     def _share(self) -> int:
         """The bytes of memory that each stream may take."""
-        return min(_MOST_KEPT, _MOST_OF_ALL // (len(STREAMS) * max(1, len(self._tasks))))
+        attempts = sum(len(task.attempts) for task in self._tasks.values())
+        return min(_MOST_KEPT, _MOST_OF_ALL // (len(STREAMS) * max(1, attempts)))
 
     def _share_memory(self) -> None:
         """Have each stream keep within its share, which is smaller the more there are."""
         if (share := self._share) < _MOST_KEPT:
             for task in self._tasks.values():
-                for stream in task.streams.values():
+                for stream in task.all_streams():
                     stream.keep(share)
 
     def _require_room(self, user_id: str) -> None:
@@ -203,24 +249,28 @@ class LiveOutput(ChangeListener):
         if len(self._tasks) >= MOST_FOLLOWED:
             raise _too_many(f"the output of {MOST_FOLLOWED} tasks is followed", 503)
 
-    def known(self, task_id: str, positions: Sequence[int]) -> dict[str, OutputPart]:
-        """Return what is known of a task's output after the positions, by stream."""
+    def known(
+        self, task_id: str, known: Known, *, knows_attempts: bool = True
+    ) -> tuple[int, dict[str, OutputPart]]:
+        """Return what is there of a task's output that a follower does not know; see `news`."""
         with self._lock:
             task = self._tasks.get(task_id)
-            return {} if task is None else task.after(positions)
+            attempt, found = (known.attempt, {}) if task is None else task.after(known)
+        return (attempt, found) if attempt == 1 or knows_attempts else (1, {})
 
     async def news(
-        self, task_id: str, positions: Sequence[int], seconds: float
-    ) -> dict[str, OutputPart]:
-        """Wait until there is output after the positions, or the task has ended.
+        self, task_id: str, known: Known, seconds: float, *, knows_attempts: bool = True
+    ) -> tuple[int, dict[str, OutputPart]]:
+        """Wait until there is output that the follower does not know, or the task has ended.
 
         Args:
             task_id: a task that is followed.
-            positions: in both streams.
+            known: what the follower has.
             seconds: the longest wait.
+            knows_attempts: whether it is interested in later attempts.
 
         Returns:
-            The output after the positions by stream; nothing if there is none.
+            The attempt, and its output by stream; nothing if there is none.
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
@@ -229,16 +279,15 @@ class LiveOutput(ChangeListener):
 
         with self._waiting(task_id, wake) as task:
             if task is None:
-                return {}
+                return known.attempt, {}
             until = self._clock() + seconds
             while True:
                 changed.clear()  # first: what comes after the look wakes this again
-                with self._lock:
-                    found = task.after(positions)
-                    is_over = task.has_ended or self._is_closed
+                is_over = task.has_ended or self._is_closed
+                attempt, found = self.known(task_id, known, knows_attempts=knows_attempts)
                 left = until - self._clock()
                 if found or is_over or left <= 0:
-                    return found
+                    return attempt, found
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)
 
@@ -263,8 +312,12 @@ class LiveOutput(ChangeListener):
             if task is None:
                 return
             parts = {name: OutputPart.parse(streams.get(name)) for name in STREAMS}
+            attempts = len(task.attempts)
+            kept = task.streams_of(_attempt_in(streams))
+            if len(task.attempts) > attempts:
+                self._share_memory()
             share = self._share
-            added = [task.streams[name].add(part, share) for name, part in parts.items() if part]
+            added = [kept[name].add(part, share) for name, part in parts.items() if part and kept]
             waiting = list(task.waiting) if any(added) else []
         for wake in waiting:
             wake()
@@ -290,6 +343,11 @@ class LiveOutput(ChangeListener):
             waiting = [wake for task in self._tasks.values() for wake in task.waiting]
         for wake in waiting:
             wake()
+
+
+def _attempt_in(streams: dict[str, Any]) -> int:
+    attempt = streams.get("attempt")
+    return attempt if type(attempt) is int and attempt >= 1 else 1
 
 
 def _too_many(what: str, status: int) -> ServiceError:

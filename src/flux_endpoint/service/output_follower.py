@@ -1,15 +1,23 @@
 """Follows the output of one task for one request, or for one page."""
 
+import time
 from uuid import UUID
 
 from anyio import to_thread
 
 from flux_endpoint.protocol.envelope import ATTEMPTS, RETURNCODE
 from flux_endpoint.protocol.messages import OutputWanted, pack
-from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
+from flux_endpoint.protocol.operations import OutputAnswer, StreamPart
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import ServiceContext
-from flux_endpoint.service.live_output import AGAIN, STREAMS, WANTED, LiveOutput, OutputPart
+from flux_endpoint.service.live_output import (
+    AGAIN,
+    STREAMS,
+    WANTED,
+    Known,
+    LiveOutput,
+    OutputPart,
+)
 from flux_endpoint.service.page.output import command_streams
 from flux_endpoint.service.routes.tasks import owned
 from flux_endpoint.service.store import endpoints
@@ -18,14 +26,18 @@ from flux_endpoint.service.store.users import User
 
 
 class OutputFollower:
-    """Gets what a task prints after some positions, and has its endpoint asked for it.
+    """Gets what a task prints that a user does not have, and has its endpoint asked for it.
 
     Args:
         service: the service.
         live: the followed tasks.
         caller: the user; must own the task.
         task_id: the task.
-        positions: bytes of both streams that the user has.
+        known: what the user has.
+        knows_attempts: whether the user wants the output of later attempts while they run.
+
+    Attributes:
+        known: what the user has after the last answer.
     """
 
     def __init__(
@@ -34,13 +46,16 @@ class OutputFollower:
         live: LiveOutput,
         caller: User,
         task_id: str,
-        positions: tuple[int, int],
+        known: Known,
+        *,
+        knows_attempts: bool = True,
     ) -> None:
         self._service = service
         self._live = live
         self._caller = caller
         self._task_id = task_id
-        self.positions = positions
+        self._knows_attempts = knows_attempts
+        self.known = known
 
     @property
     def is_closed(self) -> bool:
@@ -58,9 +73,9 @@ class OutputFollower:
         return await to_thread.run_sync(self._sending_endpoint) is not None
 
     async def next(self, wait: float) -> OutputAnswer:
-        """Return what the task has printed after the positions, as soon as there is something.
+        """Return what the task has printed that the user does not have, as soon as it is there.
 
-        Once the task has ended, the answer has the rest. The positions advance.
+        Once the task has ended, the answer has the rest.
 
         Args:
             wait: the longest wait (s); then the answer is empty.
@@ -71,14 +86,26 @@ class OutputFollower:
         """
         answer = await self._next(wait)
         parts = (answer.stdout, answer.stderr)
-        first, second = (
+        before = self.known.positions_in(answer.attempt)
+        positions = tuple(
             position if part is None else part.end
-            for part, position in zip(parts, self.positions, strict=True)
+            for part, position in zip(parts, before, strict=True)
         )
-        self.positions = first, second
+        self.known = Known(answer.attempt, positions)
         return answer
 
     async def _next(self, wait: float) -> OutputAnswer:
+        until = time.monotonic() + wait
+        while True:
+            left = until - time.monotonic()
+            answer = await self._look(min(max(left, 0.0), AGAIN))
+            if answer is not None:
+                return answer
+            if self.is_closed or left <= AGAIN:
+                return OutputAnswer(ended=False, attempt=self.known.attempt)
+
+    async def _look(self, wait: float) -> OutputAnswer | None:
+        """Return what there is within `wait` seconds, after which the endpoint is asked again."""
         answer = await to_thread.run_sync(self._ended)
         if answer is None:
             is_due, known = self._live.follow(self._task_id, self._caller.id)
@@ -88,21 +115,27 @@ class OutputFollower:
             answer = await to_thread.run_sync(self._ended)
         if answer is not None:
             return self._without_gap(answer)
-        found = await self._live.news(self._task_id, self.positions, wait)
+        attempt, found = await self._live.news(
+            self._task_id, self.known, wait, knows_attempts=self._knows_attempts
+        )
         if found:
-            return _answer(found, ended=False)
+            return _answer(attempt, found, ended=False)
         answer = await to_thread.run_sync(self._ended)
-        return OutputAnswer(ended=False) if answer is None else self._without_gap(answer)
+        return None if answer is None else self._without_gap(answer)
 
     def _without_gap(self, end: OutputAnswer) -> OutputAnswer:
         """Return the rest of the output, or before it what came live and its stored end lacks."""
-        known = self._live.known(self._task_id, self.positions)
+        attempt, known = self._live.known(
+            self._task_id, self.known, knows_attempts=self._knows_attempts
+        )
+        if known and attempt < end.attempt:
+            return _answer(attempt, known, ended=False)
         missing = {}
-        for name, position in zip(STREAMS, self.positions, strict=True):
+        for name, position in zip(STREAMS, self.known.positions_in(attempt), strict=True):
             rest, part = getattr(end, name), known.get(name)
             if rest and part and position < rest.begin and part.begin < rest.begin:
                 missing[name] = part
-        return _answer(missing, ended=False) if missing else end
+        return _answer(attempt, missing, ended=False) if missing else end
 
     def _ended(self) -> OutputAnswer | None:
         """Return the rest of the task's output if it has ended."""
@@ -117,17 +150,22 @@ class OutputFollower:
             streams = command_streams(task.result) if is_command and task.result else {}
             output = TaskOutput.split(streams)[0] or TaskOutput("", "")
         attempts = (task.details or {}).get(ATTEMPTS)
-        several = isinstance(attempts, int) and attempts > 1
-        return _answer(rest_of(output, self.positions, several_attempts=several), ended=True)
+        # A result that the service has presumed does not say how many there were.
+        last = max(attempts if isinstance(attempts, int) else 1, self.known.attempt)
+        return _answer(last, rest_of(output, self.known.positions_in(last)), ended=True)
 
-    def _ask(self, known: list[int]) -> None:
+    def _ask(self, known: Known) -> None:
         """Ask the task's endpoint for its output, if that is one that can send it."""
         endpoint = self._sending_endpoint()
         if endpoint is None:
             return
-        stdout, stderr = known
+        stdout, stderr = known.positions
         message = OutputWanted(
-            task_id=UUID(self._task_id), seconds=WANTED, stdout=stdout, stderr=stderr
+            task_id=UUID(self._task_id),
+            seconds=WANTED,
+            stdout=stdout,
+            stderr=stderr,
+            attempt=known.attempt,
         )
         command_endpoint(self._service, endpoint, pack(message), expiration=AGAIN)
 
@@ -140,28 +178,22 @@ class OutputFollower:
         return endpoint.id if endpoint is not None and endpoint.sends_output else None
 
 
-def rest_of(
-    output: TaskOutput, positions: tuple[int, int], *, several_attempts: bool
-) -> dict[str, OutputPart]:
+def rest_of(output: TaskOutput, positions: tuple[int, ...]) -> dict[str, OutputPart]:
     """Return what a caller does not have yet of the output of a task that has ended.
 
     Args:
         output: the output.
-        positions: bytes of each stream that the caller has.
-        several_attempts: the output is the last attempt's; what the caller has may be an earlier
-            one's, so that all is returned, but not of a stream in which it takes no interest.
+        positions: bytes of each stream that the caller has, of the last attempt.
     """
     kept = (output.stdout, output.stdout_dropped), (output.stderr, output.stderr_dropped)
     parts = {}
-    for name, (text, dropped), position in zip(STREAMS, kept, positions, strict=True):
-        begin = 0 if several_attempts and position < BEYOND else position
+    for name, (text, dropped), begin in zip(STREAMS, kept, positions, strict=True):
         part = OutputPart(dropped, dropped + len(text.encode(errors="replace")), text)
         if part.end > begin:
             parts[name] = part.after(begin)
     return parts
 
 
-def _answer(parts: dict[str, OutputPart], *, ended: bool) -> OutputAnswer:
-    return OutputAnswer(
-        ended=ended, **{name: StreamPart(**vars(part)) for name, part in parts.items()}
-    )
+def _answer(attempt: int, parts: dict[str, OutputPart], *, ended: bool) -> OutputAnswer:
+    streams = {name: StreamPart(**vars(part)) for name, part in parts.items()}
+    return OutputAnswer(ended=ended, attempt=attempt, **streams)

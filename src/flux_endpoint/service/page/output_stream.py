@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.operations import OutputAnswer
+from flux_endpoint.service.live_output import Known
 from flux_endpoint.service.output_follower import OutputFollower
 from flux_endpoint.service.page.live import KEEPALIVE, LONGEST, PAUSE
 from flux_endpoint.service.page.output import LONGEST as LONGEST_TEXT
@@ -21,14 +22,14 @@ from flux_endpoint.service.page.output import LONGEST as LONGEST_TEXT
 #: Maximum number of open streams, of all users and of each.
 MOST_STREAMS = 256
 MOST_OF_USER = 12
-#: The identifier of an event: the positions in both streams after it.
-_POSITIONS = re.compile(r"(\d{1,18}),(\d{1,18})", re.ASCII)
+#: The identifier of an event: the attempt, and the positions in both streams after the event.
+_IDENTIFIER = re.compile(r"([1-9]\d{0,3}):(\d{1,18}),(\d{1,18})", re.ASCII)
 
 
-def positions_of(identifier: str) -> tuple[int, int]:
-    """Return the positions in an event's identifier; zeros if it has another form."""
-    match = _POSITIONS.fullmatch(identifier)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+def known_by(identifier: str) -> Known:
+    """Return what a page has according to an event's identifier; nothing if it has another form."""
+    match = _IDENTIFIER.fullmatch(identifier)
+    return Known(int(match[1]), (int(match[2]), int(match[3]))) if match else Known(1, (0, 0))
 
 
 class OutputStreams:
@@ -109,7 +110,7 @@ async def _events(follower: OutputFollower, answer: OutputAnswer) -> AsyncIterat
     ends = time.monotonic() + LONGEST
     yield b": here\n\n"
     while True:
-        if event := _event(follower.positions, answer):
+        if event := _event(follower.known, answer):
             yield event
         elif not answer.ended:
             yield b": still here\n\n"
@@ -125,11 +126,12 @@ async def _events(follower: OutputFollower, answer: OutputAnswer) -> AsyncIterat
             return
 
 
-def _event(positions: tuple[int, int], answer: OutputAnswer) -> bytes:
+def _event(known: Known, answer: OutputAnswer) -> bytes:
     """Return the event for what an answer has; empty if it has nothing."""
     parts = {"stdout": answer.stdout, "stderr": answer.stderr}
-    data = {name: part.text[-LONGEST_TEXT:] for name, part in parts.items() if part is not None}
-    if not data:
+    texts = {name: part.text[-LONGEST_TEXT:] for name, part in parts.items() if part is not None}
+    if not texts:
         return b""
-    identifier = ",".join(map(str, positions))
+    identifier = f"{known.attempt}:{','.join(map(str, known.positions))}"
+    data = {"attempt": answer.attempt, **texts}
     return f"event: output\nid: {identifier}\ndata: {json.dumps(data)}\n\n".encode()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from flux_endpoint.protocol.operations import FollowOutput, OutputAnswer
 from flux_endpoint.service.context import Service
 from flux_endpoint.service.identity import Caller
-from flux_endpoint.service.live_output import LiveOutput
+from flux_endpoint.service.live_output import Known, LiveOutput
 from flux_endpoint.service.output_follower import OutputFollower
 from flux_endpoint.service.routes.tasks import TaskId
 
@@ -35,5 +35,8 @@ async def follow(
 
     The answer is empty if nothing comes for a while. Once the task has ended, it has the rest.
     """
-    positions = (query.stdout, query.stderr)
-    return await OutputFollower(service, live, caller, task_id, positions).next(query.wait)
+    known = Known(query.attempt or 1, (query.stdout, query.stderr))
+    follower = OutputFollower(
+        service, live, caller, task_id, known, knows_attempts=query.attempt is not None
+    )
+    return await follower.next(query.wait)

@@ -18,7 +18,7 @@ from flux_endpoint.service.identity import Caller, unauthorized
 from flux_endpoint.service.output_follower import OutputFollower
 from flux_endpoint.service.page.files import HEADERS, page_files
 from flux_endpoint.service.page.live import LiveListeners, LiveResponse, PageListener
-from flux_endpoint.service.page.output_stream import OutputResponse, OutputStreams, positions_of
+from flux_endpoint.service.page.output_stream import OutputResponse, OutputStreams, known_by
 from flux_endpoint.service.page.reports import ReportRequests
 from flux_endpoint.service.page.sessions import CODE_SECONDS, SESSION_SECONDS
 from flux_endpoint.service.page.views import (
@@ -216,8 +216,7 @@ async def read_output(
     `after` is the identifier of the last event that the page has; so is the header, by which a
     browser goes on after a lost connection.
     """
-    positions = positions_of(last_event_id or after)
-    follower = OutputFollower(service, live, caller, task_id, positions)
+    follower = OutputFollower(service, live, caller, task_id, known_by(last_event_id or after))
     if not await follower.can_be_live():
         return Response(status_code=204, headers=HEADERS)
     streams.enter(caller.id)

@@ -22,12 +22,15 @@ function stream(name) {
   const box = h("pre", { role: "log", "aria-live": "polite", tabindex: "0", "aria-label": title });
   const more = h("p", { class: "more", hidden: true }, "Earlier lines are not shown.");
   const part = h("section", { hidden: true }, h("h3", {}, NAMES[name]), more, box);
-  let length = 0, lines = 0;
+  let length = 0, lines = 0, attempt = 1;
 
-  // Each text is a node of its own: a screen reader says what is new, and only that.
-  function add(text) {
-    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 4, last = end(text);
-    box.append(last);
+  // Each line is a node of its own: a screen reader says what is new, and only that.
+  function add(text, of) {
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 4;
+    const isNew = of > attempt, between = box.textContent && !box.textContent.endsWith("\n") ? "\n" : "";
+    attempt = of;
+    const last = (isNew ? `${between}[... attempt ${of} begins ...]\n` : "") + end(text);
+    box.append(...(last.match(/[^\n]*\n|[^\n]+$/g) || []));
     length += last.length;
     lines += linesOf(last);
     while (box.childNodes.length > 1 && (length > LENGTH || lines > LINES)) {
@@ -37,7 +40,7 @@ function stream(name) {
       box.firstChild.remove();
       more.hidden = false;
     }
-    if (last.length < text.length) more.hidden = false;
+    if (end(text).length < text.length) more.hidden = false;
     part.hidden = false;
     if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
@@ -55,7 +58,7 @@ export function liveOutput(id, ended) {
     if (close || !wanted || document.hidden || performance.now() - refused < AGAIN) return;
     close = listenToOutput(id, after, (data, identifier) => {
       after = identifier;
-      for (const [name, text] of Object.entries(data)) streams[name]?.add(text);
+      for (const name of Object.keys(streams)) if (name in data) streams[name].add(data[name], data.attempt);
       section.hidden = false;
     }, (isOver) => {
       pause();
