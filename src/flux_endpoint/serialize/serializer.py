@@ -295,11 +295,13 @@ def _first_that_can(
     find: Callable[..., ValidatedStrategylike],
 ) -> str:
     failures: list[tuple[str, str, Exception]] = []
-    for given in list(strategies or ()) or [_default_for(data)]:
-        name = given if isinstance(given, str) else _class_name(given)
+    default = _default_for(data)
+    for given in list(strategies or ()) or [default]:
         try:
-            strategy = find(given, for_code=callable(data)).instance
+            is_valid = given is default
+            strategy = default if is_valid else find(given, for_code=callable(data)).instance
         except StrategyError as error:
+            name = given if isinstance(given, str) else _class_name(given)
             failures.append((name, str(error), error))
             continue
         try:

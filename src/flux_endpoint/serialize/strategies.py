@@ -189,7 +189,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 #: Types that dill and pickle write identically; exact types, no subclasses.
 _PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
-#: The largest pickle (bytes) whose base64 has lines.
+#: The bytes in a line of base64, and the largest pickle (bytes) whose base64 has several lines.
+_LINE = 57
 IN_LINES = 16 << 10
 #: The most items of a container that is checked for other types.
 _FEW = 64
@@ -200,9 +201,10 @@ def _is_plain(data: Any) -> bool:
     kind = type(data)
     if kind in _PLAIN:
         return True
-    if _simple.get((kind.__module__, kind.__qualname__)) is kind:
-        return _is_plain(vars(data))
-    if kind not in (dict, list, tuple) or len(data) > _FEW:
+    if kind not in (dict, list, tuple):
+        is_simple = _simple.get((kind.__module__, kind.__qualname__)) is kind
+        return is_simple and _is_plain(vars(data))
+    if len(data) > _FEW:
         return False
     values = [*data, *data.values()] if kind is dict else data
     return all(type(value) in _PLAIN for value in values)
@@ -216,7 +218,7 @@ def dill_to_text(data: Any) -> str:
     """
     plain = _is_plain(data)
     pickled = pickle.dumps(data, dill.settings["protocol"]) if plain else dill.dumps(data)
-    if len(pickled) <= IN_LINES:
+    if _LINE < len(pickled) <= IN_LINES:
         return base64.encodebytes(pickled).decode()
     return binascii.b2a_base64(pickled).decode()
 
@@ -228,8 +230,10 @@ def dill_from_text(text: str) -> Any:
         DeserializationError: `text` is not base64. The object itself may raise anything else.
     """
     pickled = base64_bytes(text)
-    with contextlib.suppress(_NeedsDillError):  # raised before any of the pickle's code has run
+    try:  # a context would take as long as reading a small pickle
         return _PlainUnpickler(io.BytesIO(pickled)).load()
+    except _NeedsDillError:  # raised before any of the pickle's code has run
+        pass
     if not _read_as.get():
         return dill.loads(pickled)  # noqa: S301 - what this is for
     return _Unpickler(io.BytesIO(pickled)).load()
@@ -254,10 +258,16 @@ class DillDataBase64(SerializationStrategy):
     for_code = False
 
     def serialize(self, data: Any) -> str:
+        if type(data) is dict and not data:
+            return _NO_KEYWORDS
         return self.identifier + dill_to_text(data)
 
     def deserialize(self, payload: str) -> Any:
-        return dill_from_text(self.chomp(payload))
+        return {} if payload == _NO_KEYWORDS else dill_from_text(self.chomp(payload))
+
+
+#: The keyword arguments of most calls.
+_NO_KEYWORDS = DillDataBase64.identifier + dill_to_text({})
 
 
 class JSONData(SerializationStrategy):

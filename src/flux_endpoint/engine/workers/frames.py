@@ -9,7 +9,6 @@ frames raise an error at once.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
@@ -18,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flux_endpoint.protocol.envelope import compact_json
+from flux_endpoint.protocol.envelope import compact_json, read_compact_json
 from flux_endpoint.protocol.limits import MAX_PAYLOAD_BYTES
 
 #: Header and buffer of a task.
@@ -202,7 +201,7 @@ def _copied(data: bytearray, start: int, end: int) -> bytes:
 
 def _header(text: bytearray) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = read_compact_json(text.decode())
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):

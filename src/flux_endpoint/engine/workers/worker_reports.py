@@ -7,14 +7,19 @@ task can thus forge only its own end, or that of a task that the same worker has
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flux_endpoint.engine.workers.handle import WorkerHandle
 from flux_endpoint.engine.written_output import WrittenOutput
-from flux_endpoint.protocol.envelope import CUT, LARGE_TEXT, LITERAL, VERSION_BYTE
+from flux_endpoint.protocol.envelope import (
+    CUT,
+    LARGE_TEXT,
+    LITERAL,
+    VERSION_BYTE,
+    read_compact_json,
+)
 
 #: Longest reason for a worker's replacement, in characters.
 _LONGEST_REASON = 1000
@@ -81,7 +86,14 @@ def report_in(
     Raises:
         FalseReportError: the report does not match what the manager has sent.
     """
-    match header:
+    match header:  # the usual report first
+        case {"id": str(task_id), "returncode": None | int() as returncode}:
+            body, streams = _divided(body, header.get("printed"))
+            if task_id == worker.tasks.ended or (
+                worker.tasks.is_first(task_id) and _is_result_of(task_id, body)
+            ):
+                found = None if header.get("unread") is True else streams
+                return TaskEnded(task_id, returncode, _seconds_in(header), body, found)
         case {"skipped": str()} if worker.tasks.skipping > 0:
             return Skipped()
         case {"late": str(task_id)} if worker.tasks.is_first(task_id):
@@ -96,13 +108,6 @@ def report_in(
         } if worker.tasks.is_first(task_id) and min(out_start, error_start) >= 0:
             paths = (Path(out), Path(error))
             return Writes(task_id, WrittenOutput(paths, (out_start, error_start)))
-        case {"id": str(task_id), "returncode": None | int() as returncode}:
-            body, streams = _divided(body, header.get("printed"))
-            if task_id == worker.tasks.ended or (
-                worker.tasks.is_first(task_id) and _is_result_of(task_id, body)
-            ):
-                found = None if header.get("unread") is True else streams
-                return TaskEnded(task_id, returncode, _seconds_in(header), body, found)
     raise FalseReportError
 
 
@@ -136,7 +141,9 @@ def _is_result_of(task_id: str, body: bytes) -> bool:
 
 def _says_so(task_id: str, body: bytes) -> bool:
     try:
-        message: Any = json.loads(str(body[1:], "ascii")) if body[:1] == VERSION_BYTE else None
+        if body[:1] != VERSION_BYTE:
+            return False
+        message = read_compact_json(str(body[1:], "ascii"))
         data = message["data"]
         is_result = message["message_type"] == "result" and isinstance(data["data"], str)
         return bool(is_result and data["task_id"] == task_id)
