@@ -74,6 +74,7 @@ def test_a_result_that_can_not_be_stored_fails_the_task(run, store):
     end = run(lambda size: b"x" * size, len(LARGE))
     assert isinstance(end, Failure)
     assert end.code == ErrorCode.COULD_NOT_EXECUTE
+    assert "the function ran, but its result can't be stored: the store" in end.text
     assert "away/more on" in end.text
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import assert_type
 
 from flux_endpoint import ComputeFuture, Executor, MPIFunction, ShellFunction, value_of
+from flux_endpoint.data import SharedDirectory
 
 
 def scale(values: list[float], factor: float = 1.0) -> list[float]:
@@ -27,6 +28,9 @@ def right(executor: Executor) -> None:
     assert_type(text.result(10), str)
     late = executor.submit(report, "late", values=[], after=[scaled, text])
     assert_type(late.result(), str)
+    stored = SharedDirectory("/store", lifetime="1d").put([1.0])
+    assert_type(stored.get(), list[float])
+    executor.submit(report, "stored", values=value_of(stored))
     print(executor.submit(ShellFunction("echo {x}"), x=1).result().stdout)
     print(executor.submit(MPIFunction("hostname")).result().returncode)
     print(executor.using(num_nodes=2).submit(scale, [1.0]).result()[0][0])

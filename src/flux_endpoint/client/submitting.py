@@ -17,6 +17,7 @@ from flux_endpoint.client.ids import UuidLike, as_uuid
 from flux_endpoint.client.mapping import calls_of, map_calls
 from flux_endpoint.client.needs import NO_NEEDS, Needs, collected_inputs, take_after
 from flux_endpoint.client.registry import FunctionRegistration, serialize_call
+from flux_endpoint.data import StoredData
 from flux_endpoint.functions import MPIFunction, ShellFunction
 from flux_endpoint.protocol.run_options import (
     RUN_OPTIONS,
@@ -41,14 +42,14 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
-def value_of(future: ComputeFuture[_Result]) -> _Result:
+def value_of(future: ComputeFuture[_Result] | StoredData[_Result]) -> _Result:
     """Return the future itself, as what it stands for among a task's arguments: its result.
 
     Only for type checkers, which find by it that `executor.submit(mean, value_of(numbers))` is
     right; it is needed nowhere else.
 
     Args:
-        future: the future of another task.
+        future: the future of another task, or the handle of stored data.
     """
     return cast(_Result, future)
 

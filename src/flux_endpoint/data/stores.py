@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,8 @@ _Data = TypeVar("_Data")
 DEFAULT_THRESHOLD = 2**20
 #: The shortest lifetime (s): tasks wait, and clocks differ.
 SHORTEST = 60.0
+#: After this part of the lifetime, what a program keeps a reference to is written again.
+_PERIOD = 0.25
 #: Values of these types are small, texts and bytes of at most so many characters.
 _ATOMS = (bool, float, int, type(None))
 _SHORT = 1024
@@ -89,6 +92,15 @@ class DataStore(ABC):
     def __init__(self, lifetime: float | str, threshold: float | str = DEFAULT_THRESHOLD) -> None:
         self.lifetime = _checked_lifetime(lifetime)
         self.threshold = parse_size(threshold)
+        self._period: object = object()
+        self._period_ends = time.monotonic() + self.lifetime * _PERIOD
+
+    def period(self) -> object:
+        """Return an object that is another one whenever references should be renewed."""
+        if time.monotonic() >= self._period_ends:
+            self._period = object()
+            self._period_ends = time.monotonic() + self.lifetime * _PERIOD
+        return self._period
 
     @property
     def _settings(self) -> str:

@@ -180,8 +180,8 @@ def _read(which: str, buffer: str) -> Any:
         kinds = ", ".join(_names())
         raise RestrictionError(
             f"the {which} of the call are not plain data ({str(error)[:300]}): {_WHERE}, with "
-            f"arguments of these kinds: {kinds}. Large ones are best sent as JSON: "
-            "ComputeSerializer(strategy_data=JSONData())"
+            f"arguments of these kinds: {kinds}, from an Executor without a store. Large ones are "
+            "best sent as JSON: ComputeSerializer(strategy_data=JSONData())"
         ) from None
 
 

@@ -152,9 +152,8 @@ class TaskRunner:
                 function, args, kwargs = self._unpack(buffer)
                 with self._fields(), task_timeout():
                     value = function(*args, **kwargs)
-                if not result_serializers and (store := getattr(args, "store", None)) is not None:
-                    value = store.offload(value)
-                return self._pack(value, result_serializers, _returncode(function, value))
+                store = getattr(args, "store", None)  # of arguments that the client's store wrote
+                return self._pack(value, result_serializers, _returncode(function, value), store)
         except ProcessOptionError as error:
             return Failure(ErrorCode.COULD_NOT_EXECUTE, f"{type(error).__name__}: {error}")
         except (DeserializationError, SerializationError) as error:
@@ -208,10 +207,15 @@ class TaskRunner:
             ) from error
 
     def _pack(
-        self, value: Any, strategies: list[str] | None, returncode: int | None
+        self, value: Any, strategies: list[str] | None, returncode: int | None, store: Any = None
     ) -> Value | Failure:
         try:
+            if store is not None and not strategies:
+                value = store.offload(value)
             data: str = self._serializer.serialize_result(value, strategies)
+        except DataStoreError as error:
+            text = f"DataStoreError: the function ran, but its result can't be stored: {error}"
+            return Failure(ErrorCode.COULD_NOT_EXECUTE, text)
         except SerializationError as error:
             # Without a traceback, which would have frames of this package and the serializers only.
             return Failure(

@@ -63,13 +63,18 @@ class CarriedModules:
         taken_here.add(self.digest)
         self._packed = base64.b85encode(zlib.compress(text)).decode()
 
-    def with_function(self, function: Callable[..., Any]) -> CarryingFunction:
+    def with_function(
+        self, function: Callable[..., Any], offload: Callable[[str], Any] | None = None
+    ) -> CarryingFunction:
         """Return an object that is pickled as these modules and the function.
 
         Args:
             function: the function.
+            offload: returns what is pickled instead of the modules, and unpickled as the modules:
+                if they are large, a reference to a store. `None`: there is no store.
         """
-        return CarryingFunction(function, self.digest, self._packed)
+        packed = self._packed if offload is None else offload(self._packed)
+        return CarryingFunction(function, self.digest, packed)
 
 
 class CarryingFunction:
@@ -78,10 +83,10 @@ class CarryingFunction:
     Args:
         function: the function.
         digest: hash of the modules.
-        packed: the modules.
+        packed: the modules, or what is unpickled as them.
     """
 
-    def __init__(self, function: Callable[..., Any], digest: str, packed: str) -> None:
+    def __init__(self, function: Callable[..., Any], digest: str, packed: Any) -> None:
         self._function = function
         self._digest = digest
         self._packed = packed

@@ -47,6 +47,12 @@ class LargeDataStore(Protocol):
     def call(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return arguments as they are to be serialized; large ones are in the store then."""
 
+    def offload(self, value: Any) -> Any:
+        """Return a value, or what is unpickled as it, if it is large."""
+
+    def period(self) -> object:
+        """Return an object that is another one whenever references should be renewed."""
+
 
 class ComputeSerializer:
     """Converts functions, arguments and results to text, and back.
@@ -136,12 +142,16 @@ class ComputeSerializer:
 
         Raises:
             SerializationError: it can't be serialized; the text names it and the part that fails.
+            DataStoreError: its modules are large, and the store can't take them.
         """
         strategy = self._strategy(data)
         try:
             if self._modules is not None and isinstance(strategy, DillCode):
-                return strategy.serialize(self._modules.with_function(data))
+                offload = None if self.store is None else self.store.offload
+                return strategy.serialize(self._modules.with_function(data, offload))
             return strategy.serialize(data)
+        except DataStoreError:  # says all
+            raise
         except Exception as error:
             kind = "Code" if strategy.for_code else "Data"
             raise SerializationError(
@@ -165,7 +175,12 @@ class ComputeSerializer:
             state = strategy.state(data)
         except Exception:  # noqa: BLE001 - an object may resist being looked into
             return None
-        return None if state is None else (strategy, self._modules, *state)
+        if state is None:
+            return None
+        # Modules in a store have a lifetime, which each serialization prolongs.
+        in_store = self._modules is not None and self.store is not None
+        period = self.store.period() if self.store is not None and in_store else None
+        return (strategy, self._modules, period, *state)
 
     def _strategy(self, data: Any) -> SerializationStrategy:
         if not callable(data):
