@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flux_endpoint.engine.results import output_details
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_OUTPUT
@@ -195,3 +196,24 @@ def test_what_came_live_precedes_the_end_that_lacks_it():
     )
     follower.known = Known(1, (8, BEYOND))
     assert follower._without_gap(later) is later
+
+
+@given(
+    st.binary(max_size=30)
+    | st.lists(st.sampled_from([b"\xff", b"a", "ä".encode(), b"\n"])).map(b"".join),
+    st.integers(4, 40),
+    st.integers(0, 40),
+)
+def test_the_end_continues_what_came_live_also_where_bytes_are_not_utf8(data, most, position):
+    reported = StreamTail(1000)
+    reported.add(data[:position])
+    _, position, _ = reported.part(0)  # what a follower has
+    kept = StreamTail(most)
+    kept.add(data)
+    details = output_details([kept, StreamTail(most)])
+    output, rest = TaskOutput.split(details)
+    parts = rest_of(output or TaskOutput("", ""), (position, BEYOND), rest)
+    part = parts.get("stdout", OutputPart(position, len(data), ""))
+    assert part.end == len(data)
+    assert part.begin == max(position, kept.dropped)
+    assert part.text == data[part.begin :].decode(errors="backslashreplace")

@@ -18,6 +18,7 @@ from flux_endpoint.protocol.envelope import (
     LARGE_TEXT,
     MAX_RSS,
     OUTPUT,
+    OUTPUT_SIZES,
     RETURNCODE,
     VERSION_BYTE,
     compact_json,
@@ -100,9 +101,11 @@ def output_details(tails: Iterable[StreamTail]) -> dict[str, Any]:
     for tail, (text, dropped) in zip(tails, OUTPUT, strict=True):
         if not tail.total or not tail.most:
             continue
-        details[text] = tail.text
+        details[text] = shown = tail.text
         if tail.dropped:
             details[dropped] = tail.dropped
+        if len(shown.encode()) != tail.total - tail.dropped:
+            details[OUTPUT_SIZES[text]] = tail.total
     return details
 
 

@@ -34,6 +34,8 @@ STDOUT, STDERR = "stdout", "stderr"
 STDOUT_DROPPED, STDERR_DROPPED = "stdout_dropped", "stderr_dropped"
 #: For each stream the key of its text and of the number of dropped bytes.
 OUTPUT = ((STDOUT, STDOUT_DROPPED), (STDERR, STDERR_DROPPED))
+#: The bytes of each whole stream, where its text has another size: invalid UTF-8 was replaced.
+OUTPUT_SIZES = {STDOUT: "stdout_size", STDERR: "stderr_size"}
 #: Key there for why the earlier attempts at the task failed: JSON of a list of texts.
 FAILED_ATTEMPTS = "failed_attempts"
 

@@ -1,11 +1,15 @@
 """Follows the output of one task for one request, or for one page."""
 
+import re
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
 from anyio import to_thread
 
-from flux_endpoint.protocol.envelope import ATTEMPTS, RETURNCODE
+from flux_endpoint.protocol.envelope import ATTEMPTS, OUTPUT_SIZES, RETURNCODE
 from flux_endpoint.protocol.messages import OutputWanted, pack
 from flux_endpoint.protocol.operations import OutputAnswer, StreamPart
 from flux_endpoint.service.commands import command_endpoint
@@ -23,6 +27,9 @@ from flux_endpoint.service.routes.tasks import owned
 from flux_endpoint.service.store import endpoints
 from flux_endpoint.service.store.output import TaskOutput, output_of
 from flux_endpoint.service.store.users import User
+
+#: A byte that is not UTF-8, as a backslash sequence, or a character.
+_PIECES = re.compile(r"(\\x[89a-f][0-9a-f])|.", re.DOTALL)
 
 
 class OutputFollower:
@@ -152,7 +159,8 @@ class OutputFollower:
         attempts = (task.details or {}).get(ATTEMPTS)
         # A result that the service has presumed does not say how many there were.
         last = max(attempts if isinstance(attempts, int) else 1, self.known.attempt)
-        return _answer(last, rest_of(output, self.known.positions_in(last)), ended=True)
+        rest = rest_of(output, self.known.positions_in(last), task.details or {})
+        return _answer(last, rest, ended=True)
 
     def _ask(self, known: Known) -> None:
         """Ask the task's endpoint for its output, if that is one that can send it."""
@@ -178,20 +186,51 @@ class OutputFollower:
         return endpoint.id if endpoint is not None and endpoint.sends_output else None
 
 
-def rest_of(output: TaskOutput, positions: tuple[int, ...]) -> dict[str, OutputPart]:
+def rest_of(
+    output: TaskOutput,
+    positions: tuple[int, ...],
+    sizes: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, OutputPart]:
     """Return what a caller does not have yet of the output of a task that has ended.
 
     Args:
         output: the output.
         positions: bytes of each stream that the caller has, of the last attempt.
+        sizes: may have the bytes of each whole stream, by the names in `OUTPUT_SIZES`.
     """
     kept = (output.stdout, output.stdout_dropped), (output.stderr, output.stderr_dropped)
     parts = {}
     for name, (text, dropped), begin in zip(STREAMS, kept, positions, strict=True):
-        part = OutputPart(dropped, dropped + len(text.encode(errors="replace")), text)
+        size = sizes.get(OUTPUT_SIZES[name])
+        if isinstance(size, int) and size >= dropped:
+            part = _replaced_part(text, dropped, size, begin)
+        else:
+            part = OutputPart(dropped, dropped + len(text.encode(errors="replace")), text)
         if part.end > begin:
             parts[name] = part.after(begin)
     return parts
+
+
+def _replaced_part(text: str, begin: int, end: int, position: int) -> OutputPart:
+    """Return a stream's text from a position on, where bytes became backslash sequences.
+
+    Args:
+        text: the text.
+        begin: the position of its first byte.
+        end: the position after its last byte.
+        position: the position.
+    """
+    replaced = len(text.encode(errors="replace")) - (end - begin)
+    at = begin
+    for found in _PIECES.finditer(text):
+        if at >= position:
+            return OutputPart(at, end, text[found.start() :])
+        if found[1] is not None and replaced > 0:
+            replaced -= len(found[0]) - 1
+            at += 1
+        else:
+            at += len(found[0].encode(errors="replace"))
+    return OutputPart(end, end, "")
 
 
 def _answer(attempt: int, parts: dict[str, OutputPart], *, ended: bool) -> OutputAnswer:
