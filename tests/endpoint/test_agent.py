@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 import uuid
@@ -24,6 +25,7 @@ from endpoint_world import (
 )
 
 from flux_endpoint.amqp import Consumer, Delivery, connection
+from flux_endpoint.data import SharedDirectory
 from flux_endpoint.endpoint.agent import Agent
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.intake import read_task
@@ -54,6 +56,17 @@ def test_a_thousand_tasks_each_end_in_one_result(
         task_ids = service.send_many(1000)
         service.await_results(task_ids)
     assert service.counts == dict.fromkeys(task_ids, 1)
+
+
+def test_expired_data_of_the_user_is_removed(
+    service: Service, engine: ObedientEngine, tmp_path: Path, home: Path
+) -> None:
+    store = SharedDirectory(tmp_path / "store", lifetime="1d")
+    store.put("old")
+    (old,) = store.directory.iterdir()
+    os.utime(old, (0, 0))
+    with running(service, engine, tmp_path):
+        assert until(lambda: not old.exists())
 
 
 def test_the_next_agent_continues_with_the_attempt_that_ran(

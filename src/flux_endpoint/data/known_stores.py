@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 _noted: set[tuple[int, str, Path]] = set()
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, *, create: bool = False) -> Path:
     folder = paths.home() / "data" / name
-    paths.make_private_directory(folder)
+    if create:
+        paths.make_private_directory(folder)
     return folder
 
 
@@ -37,7 +38,7 @@ def note_directory(directory: Path) -> None:
         directory: its absolute path.
     """
     try:
-        folder = _folder("directories")
+        folder = _folder("directories", create=True)
         key = (os.getpid(), str(folder), directory)
         if key in _noted:
             return
@@ -69,7 +70,7 @@ def note_object(reference: bytes, lifetime: float) -> None:
     if lifetime == float("inf"):
         return
     try:
-        path = _folder("objects") / f"{int(time.time() + lifetime)}-{uuid.uuid4().hex}"
+        path = _folder("objects", create=True) / f"{int(time.time() + lifetime)}-{uuid.uuid4().hex}"
         partial = path.with_name(f".{path.name}.partial")
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(reference)
@@ -82,7 +83,7 @@ def note_object(reference: bytes, lifetime: float) -> None:
 
 def objects() -> Iterator[tuple[float, Path]]:
     """Yield the end (s since the epoch) of each noted object, and the file that notes it."""
-    for note in sorted(_folder("objects").iterdir()):
+    for note in sorted(_folder("objects").glob("*-*")):
         ends = note.name.partition("-")[0]
         if ends.isdecimal():
             yield float(ends), note
