@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         value_of,
     )
     from flux_endpoint.errors import (
+        DataStoreError,
         DependencyFailed,
         FluxEndpointError,
         PayloadTooLargeError,
@@ -43,6 +44,7 @@ __all__ = [
     "Client",
     "ComputeFuture",
     "ComputeSerializer",
+    "DataStoreError",
     "DependencyFailed",
     "Executor",
     "FluxEndpointError",
