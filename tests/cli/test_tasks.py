@@ -223,3 +223,16 @@ def test_without_a_service_tasks_exits_with_69_and_without_credentials_with_78(b
     }
     assert "can't reach the service" in bare.err("tasks", status=69, **away)
     assert "no credentials" in bare.err("tasks", status=78)
+
+
+def test_group_says_how_far_a_task_group_is(stack, executor):
+    good, bad = executor.submit(abs, -1), executor.submit(divmod, 1, 0)
+    assert (good.result(), type(bad.exception()).__name__) == (1, "TaskExecutionFailed")
+    first, second, _, titles, failure = stack.out("group", good.task_group_id).splitlines()
+    assert first == "2 of 2 tasks have ended (100 %): 1 succeeded, 1 failed"
+    assert second.startswith("submitted ")
+    assert titles.split() == ["FAILURE", "TASKS", "NEWEST", "ERROR"]
+    assert failure.split()[:3] == ["ZeroDivisionError", "1", bad.task_id]
+    (kind,) = stack.json("group", good.task_group_id)["failures"]
+    assert (kind["kind"], kind["tasks"], kind["task_id"]) == ("ZeroDivisionError", 1, bad.task_id)
+    assert "is unknown" in stack.err("group", str(uuid.uuid4()), status=66)

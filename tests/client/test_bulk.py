@@ -24,6 +24,7 @@ from flux_endpoint.client.bulk import sender, task_group
 from flux_endpoint.client.bulk.calls import OPEN, UNKNOWN, Answer, CallStates
 from flux_endpoint.client.bulk.task_ids import TaskIds
 from flux_endpoint.client.results import TaskEnd
+from waiting import until
 
 
 def double(x: Any) -> Any:
@@ -245,6 +246,19 @@ def test_errors_are_those_of_their_calls(real: Executor) -> None:
     assert "10/10 5 failed" in shown.getvalue()
     with pytest.raises(TaskExecutionFailed, match="1 is odd"):
         list(group.results(PATIENCE))
+
+
+@pytest.mark.rabbitmq
+def test_failed_calls_are_found_without_their_results(real: Executor) -> None:
+    group = real.bulk_submit(fail_if_odd, range(10))
+    assert group.wait(PATIENCE)
+    until(lambda: group.report()["unfinished"] == 0)
+    assert group.failed() == [1, 3, 5, 7, 9]
+    assert group.unfinished() == []
+    report = group.report()
+    assert (report["tasks"], report["succeeded"], report["failed"]) == (10, 5, 5)
+    assert [each["kind"] for each in report["failures"]] == ["ValueError"]
+    assert group.cancel() == 0
 
 
 @pytest.mark.rabbitmq

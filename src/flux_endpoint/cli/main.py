@@ -74,6 +74,10 @@ SECTIONS = {
             "task:task",
             "Show one task: its timeline with Flux's events, worker, resources, output, error.",
         ),
+        "group": Entry(
+            "group:group",
+            "Show how far a task group is: done, running, left, failures by kind, expected end.",
+        ),
         "trace": Entry("trace:trace", "Draw a run: which worker or job had which task when."),
         "cache": Entry(
             "cache:cache", "Show which results Executors with cache=True use again, or clear them."

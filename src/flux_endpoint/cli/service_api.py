@@ -16,6 +16,7 @@ from flux_endpoint.protocol.administration import (
 )
 from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
+    GroupReport,
     ListedState,
     LoginCodeAnswer,
     OutputAnswer,
@@ -123,6 +124,10 @@ class OperatorApi:
     def task(self, task_id: str) -> TaskRecord:
         """Return one of the user's tasks, whole."""
         return self._get(f"/v3/tasks/{task_id}", TaskRecord)
+
+    def group(self, group_id: str) -> GroupReport:
+        """Return how far one of the user's task groups is."""
+        return self._get(f"/v3/taskgroups/{group_id}", GroupReport)
 
     def login_code(self) -> LoginCodeAnswer:
         """Return a code that logs a browser in to the service's live page."""

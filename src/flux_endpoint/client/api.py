@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import flux_endpoint
@@ -187,6 +188,31 @@ class ServiceApi:
         params = {"create_queue": "false"}  # only official clients consume that queue
         answer = self._rest.request("GET", f"/v2/taskgroup/{task_group_id}", params=params)
         return [str(task["id"]) for task in _expected(answer, "tasks", list)]
+
+    def group_report(self, task_group_id: str) -> _Json:
+        """Return how far a group is; see `operations.GroupReport`."""
+        return self._rest.request("GET", f"/v3/taskgroups/{task_group_id}")
+
+    def group_tasks(
+        self, task_group_id: str, states: Iterable[str], before: str | None
+    ) -> tuple[list[str], str | None]:
+        """Return the ids of a group's tasks in certain states, the newest first, up to 1,000.
+
+        Args:
+            task_group_id: the group.
+            states: the states, see `operations.ListedState`.
+            before: the place where the list before this one ended; `None`: it is the first.
+
+        Returns:
+            The ids, and the place where the next list begins; `None`: there are no more.
+        """
+        params: _Json = {"task_group_id": task_group_id, "limit": "1000", "state": list(states)}
+        if before is not None:
+            params["before"] = before
+        answer = self._rest.request("GET", "/v3/tasks", params=params)
+        found = [str(each["task_id"]) for each in _expected(answer, "tasks", list)]
+        after = answer.get("next")
+        return found, None if after is None else str(after)
 
     def result_connection(self) -> tuple[str, str]:
         """Return the URL of the broker, and the prefix of official clients' queue names."""

@@ -226,6 +226,53 @@ class TaskRecord(ListedTask):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class FailureKind(BaseModel):
+    """Tasks of a group that failed in the same way."""
+
+    #: Type of the exception or code of the error, with which the last line of the error begins;
+    #: "other": it begins with none.
+    kind: str
+    tasks: int
+    #: The newest of them, and the last line of its error.
+    task_id: str
+    error: str
+
+
+class GroupEndpoint(BaseModel):
+    """An endpoint that tasks of a group were submitted to."""
+
+    endpoint_id: str
+    name: str
+    tasks: int
+    unfinished: int
+
+
+class GroupReport(BaseModel):
+    """`GET /v3/taskgroups/{id}`: how far a task group is."""
+
+    task_group_id: str
+    tasks: int
+    succeeded: int
+    failed: int
+    #: Cancelled on request.
+    cancelled: int
+    #: All others: running, or waiting for other tasks, for a worker or for resources.
+    unfinished: int
+    running: int
+    waiting_for_tasks: int
+    #: When the first was submitted, and when the last result came; absent if there is none.
+    submitted: float | None
+    last_end: float | None
+    #: Tasks that end per second: in the last ten minutes, or since the first submission if none
+    #: has ended in these; absent if none has ended, or all have.
+    rate: float | None
+    #: When the last task will end at that rate.
+    expected_end: float | None
+    #: The failed tasks by kind, the most frequent first: of the newest 10,000, at most 20 kinds.
+    failures: list[FailureKind] = Field(default_factory=list)
+    endpoints: list[GroupEndpoint] = Field(default_factory=list)
+
+
 #: A position in a stream after all that can come: nothing of it is wanted.
 BEYOND = 2**61
 

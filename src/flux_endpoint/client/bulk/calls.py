@@ -86,6 +86,10 @@ class CallStates:
         """Return the id of a call's task."""
         return self._ids[index]
 
+    def find(self, task_id: str) -> int | None:
+        """Return the index of a task's call; `None`: it is none of the group's."""
+        return self._ids.find(task_id)
+
     def begin(self) -> None:
         """Keep ends of unknown tasks from now on: the answers with their ids may come later."""
         with self._changed:

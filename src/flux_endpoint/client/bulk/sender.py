@@ -92,7 +92,7 @@ class BulkSender:
         self._accepted = accepted
         self._watch = EndpointWatch()
         self._parts: deque[Part | None] = deque()
-        self._ended = False
+        self._ended = self._is_abandoned = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
         ClientThread(f"bulk {route.task_group_id[:8]}", self._run).start()
@@ -120,8 +120,9 @@ class BulkSender:
                 raise self._error
 
     def abandon(self) -> None:
-        """Send no more than the present request."""
+        """Send no more than the present request, and do not repeat that either."""
         with self._changed:
+            self._is_abandoned = True
             self._parts.clear()
             self._parts.append(None)
             self._changed.notify_all()
@@ -167,9 +168,8 @@ class BulkSender:
         needs = {function_id: part.needs} if part.needs else {}
         body = submission_body(self._route, {function_id: part.payloads}, needs)
         key = uuid.uuid4().hex
-        endpoint_id = self._route.endpoint_id
         try:
-            answer = self._submitter.with_retries(lambda: self._api.submit(endpoint_id, body, key))
+            answer = self._submitter.with_retries(partial(self._request, body, key))
         except ServiceError as error:
             too_large = error.http_status == 413 or names_a_payload(error)
             if not too_large or len(part.payloads) == 1:
@@ -189,3 +189,8 @@ class BulkSender:
             self._watch.update(state)
         self._submitter.count(len(ids))
         self._accepted(ids)
+
+    def _request(self, body: bytes, key: str) -> dict[str, Any]:
+        if self._is_abandoned:  # e.g. while the user had too many tasks
+            raise RuntimeError("the bulk submission was given up")
+        return self._api.submit(self._route.endpoint_id, body, key)

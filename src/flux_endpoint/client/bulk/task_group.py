@@ -7,6 +7,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: Seconds to wait for the queue of results before the first submission.
 _QUEUE_TIMEOUT = 5.0
 
+#: The most concurrent requests of `cancel`.
+_KILLS_AT_A_TIME = 8
 #: Positional and keyword arguments of a call.
 _Call = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -153,7 +156,66 @@ class TaskGroup(Sequence[ComputeFuture]):
             self._ask(unknown)
         return self._calls.wait_for_end(len(self), left())
 
+    def report(self) -> dict[str, Any]:
+        """Return how far the group is: tasks by state, failures by kind, rate, expected end.
+
+        The keys are those of `flux-endpoint group --json`. It is one request, for any size.
+
+        Raises:
+            ServiceError: the service refuses to answer.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: this is a forked child.
+        """
+        self._birthplace.require("this TaskGroup")
+        return self._api.group_report(self.task_group_id)
+
+    def failed(self) -> list[int]:
+        """Return the indices of the calls that have failed, or were cancelled, so far.
+
+        It asks for no results. So `[inputs[i] for i in group.failed()]` is what to submit again.
+
+        Raises:
+            ServiceError: the service refuses to answer.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: this is a forked child.
+        """
+        return self._indices_in(("failed", "cancelled"))
+
+    def unfinished(self) -> list[int]:
+        """Return the indices of the calls that have not ended yet; raises as `failed`."""
+        return self._indices_in(("received", "pending", "queued", "running"))
+
+    def cancel(self) -> int:
+        """End all calls that have not ended, queued or running, with one request for each.
+
+        Their futures then raise `TaskCancelled`.
+
+        Returns:
+            The number of calls that were ended, or whose endpoint was asked to end them.
+
+        Raises:
+            ServiceError: the service refuses, e.g. with the code `KILL_NOT_SUPPORTED`.
+            ServiceUnreachableError: the service can't be reached.
+            RuntimeError: this is a forked child.
+        """
+        ids = [self._calls.task_id(index) for index in self.unfinished()]
+        threads = ThreadPoolExecutor(_KILLS_AT_A_TIME, thread_name_prefix="cancel")
+        try:
+            return sum(bool(each.get("delivered")) for each in threads.map(self._api.kill, ids))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
     # The parts of the above.
+
+    def _indices_in(self, states: Sequence[str]) -> list[int]:
+        self._birthplace.require("this TaskGroup")
+        found: list[int] = []
+        before: str | None = None
+        while True:
+            ids, before = self._api.group_tasks(self.task_group_id, states, before)
+            found += [at for at in map(self._calls.find, ids) if at is not None]
+            if before is None:
+                return sorted(found)
 
     def _ends(self, left: Callable[[], float | None]) -> Iterator[ComputeFuture]:
         calls, taken = self._calls, 0

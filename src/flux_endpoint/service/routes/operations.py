@@ -9,6 +9,7 @@ from flux_endpoint import __version__
 from flux_endpoint.protocol import queues
 from flux_endpoint.protocol.operations import (
     EndpointStateAnswer,
+    GroupReport,
     ListTasks,
     ServiceStatusAnswer,
     TaskRecord,
@@ -23,7 +24,9 @@ from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.page.output import shown_output
 from flux_endpoint.service.routes.endpoints import visible
-from flux_endpoint.service.routes.tasks import TaskId, unknown_task
+from flux_endpoint.service.routes.tasks import GroupId, TaskId, unknown_group, unknown_task
+from flux_endpoint.service.store import task_groups
+from flux_endpoint.service.store.group_report import group_report as find_report
 from flux_endpoint.service.store.health import database_health
 from flux_endpoint.service.store.listing import task_record as find_record
 from flux_endpoint.service.store.tasks import stored_result
@@ -102,6 +105,15 @@ def list_tasks(
     """List the caller's tasks, newest first."""
     with service.database.read() as connection:
         return find_tasks(connection, caller.id, query)
+
+
+@router.get("/v3/taskgroups/{group_id}")
+def report_group(group_id: GroupId, service: Service, caller: Caller) -> GroupReport:
+    """Return how far a task group is: tasks by state, failures by kind, expected end."""
+    with service.database.read() as connection:
+        if task_groups.group_owner(connection, group_id) != caller.id:
+            raise unknown_group(group_id)
+        return find_report(connection, group_id)
 
 
 @router.get("/v3/tasks/{task_id}")

@@ -97,12 +97,7 @@ def read_group(
     """
     with service.database.read() as connection:
         if task_groups.group_owner(connection, group_id) != caller.id:
-            raise ServiceError(
-                f"task group {group_id} is unknown",
-                http_status=404,
-                code="TASK_GROUP_NOT_FOUND",
-                field="task_group_id",
-            )
+            raise unknown_group(group_id)
     if create_queue:
         with service.database.write() as connection:
             task_groups.send_results(connection, group_id, bundles=False)
@@ -143,6 +138,16 @@ def unknown_task(task_id: str, keep: float) -> ServiceError:
         http_status=404,
         code="TASK_EXPIRED" if _is_old(task_id, keep) else "TASK_NOT_FOUND",
         field="task_id",
+    )
+
+
+def unknown_group(group_id: str) -> ServiceError:
+    """Return the error for a task group that does not exist, or belongs to another user."""
+    return ServiceError(
+        f"task group {group_id} is unknown",
+        http_status=404,
+        code="TASK_GROUP_NOT_FOUND",
+        field="task_group_id",
     )
 
 

@@ -278,7 +278,7 @@ def _of_page(
             submission = by_id[row.submission_id]
             known = running.get(submission.endpoint_id)
             if row.completed_at is None and known is None:
-                known = _running(connection, submission.endpoint_id)
+                known = running_tasks(connection, submission.endpoint_id)
                 running[submission.endpoint_id] = known
             place = PagePosition(row.submission_id, row.position)
             listed = _listed(row, submission, jobs.get(row.id, _Job()), known or {})
@@ -335,7 +335,8 @@ def _jobs(connection: sa.Connection, task_ids: list[str]) -> dict[str, _Job]:
     return found
 
 
-def _running(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
+def running_tasks(connection: sa.Connection, endpoint_id: str) -> dict[str, Any]:
+    """Return when the tasks were started that an endpoint's workers are running, by task id."""
     query = sa.select(endpoints.c.last_report).where(endpoints.c.id == endpoint_id)
     report = connection.scalar(query) or {}
     running = report.get(RUNNING) if report.get("active") is not False else None
