@@ -41,6 +41,7 @@ NAMES = (
     "tasks",
     "commands",
     "task-groups",
+    "live-output",
     "dead-letters",
     "amq.default",
     "amq.topic",

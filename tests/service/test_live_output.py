@@ -18,6 +18,7 @@ from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.live_output import (
     AGAIN,
+    GAP_WAIT,
     MOST_OF_USER,
     Known,
     LiveOutput,
@@ -39,6 +40,29 @@ def known(live: LiveOutput, position: int) -> OutputPart | None:
     return asyncio.run(live.news("t", Known(1, (position, 0)), 0))[1].get("stdout")
 
 
+def test_what_comes_after_a_gap_waits_for_what_is_between():
+    now = 0.0
+    live = LiveOutput(lambda: now)
+    live.follow("t", "ada")
+    live.output_arrived("t", {"stdout": [4, 6, "ef"]})
+    assert known(live, 0) is None
+    live.output_arrived("t", {"stdout": [0, 2, "ab"]})
+    assert known(live, 0) == OutputPart(0, 2, "ab")
+    now = GAP_WAIT
+    assert known(live, 0) == OutputPart(0, 2, "ab")
+    assert known(live, 2) == OutputPart(4, 6, "ef")
+    live.output_arrived("t", {"stdout": [2, 4, "cd"]})  # too late
+    assert known(live, 2) == OutputPart(4, 6, "ef")
+
+    async def waits() -> dict[str, OutputPart]:
+        return (await asyncio.wait_for(live.news("u", NOTHING, 600), 60))[1]
+
+    live = LiveOutput()
+    live.follow("u", "ada")
+    live.output_arrived("u", {"stdout": [4, 6, "ef"]})
+    assert asyncio.run(waits()) == {"stdout": OutputPart(4, 6, "ef")}
+
+
 @pytest.mark.parametrize(
     ("parts", "position", "expected"),
     [
@@ -46,8 +70,9 @@ def known(live: LiveOutput, position: int) -> OutputPart | None:
         ([(0, 2, "ab"), (2, 4, "cd")], 3, OutputPart(3, 4, "d")),
         ([(0, 2, "ab"), (0, 4, "abcd")], 0, OutputPart(0, 4, "abcd")),  # sent again
         ([(0, 4, "abcd"), (0, 2, "ab")], 4, None),
-        ([(0, 2, "ab"), (8, 9, "x")], 0, OutputPart(8, 9, "x")),  # a gap
-        ([(5, 7, "\\xff")], 6, OutputPart(5, 7, "\\xff")),  # can't be divided
+        ([(0, 2, "ab"), (8, 9, "x")], 0, OutputPart(0, 2, "ab")),  # a gap
+        ([(0, 2, "ab"), (4, 5, "e"), (3, 4, "d"), (2, 3, "c")], 0, OutputPart(0, 5, "abcde")),
+        ([(0, 5, "12345"), (5, 7, "\\xff")], 6, OutputPart(5, 7, "\\xff")),  # can't be divided
         ([(3, 1, "x"), "no part", (0, 1, None)], 0, None),
     ],
 )

@@ -9,6 +9,7 @@ The service forwards what belongs to a task group G through the direct exchange 
 results with the key `tg.G`, or several in one message with `tgb.G` for clients that accept bundles;
 job events with `ev.G`. Every client C of this project that uses the group has its own queues there,
 `tg.G.C` and `ev.G.C`, so that each gets everything; `tg.G` is the queue of official clients.
+Services of one database pass output of followed tasks on through the fanout exchange `live-output`.
 Unreadable and unroutable messages go to the queue `dead-letters`.
 """
 
@@ -34,6 +35,8 @@ TASK_GROUP_BUNDLES_PREFIX = "tgb."
 EVENTS_EXCHANGE = "events"
 EVENTS_QUEUE = "events"
 TASK_GROUP_EVENTS_PREFIX = "ev."
+#: Between services of one database: what followed tasks print.
+LIVE_OUTPUT_EXCHANGE = "live-output"
 
 #: Headers of a task message. The first two are required; only they identify the task.
 TASK_ID_HEADER = "task_uuid"

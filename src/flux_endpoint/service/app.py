@@ -85,7 +85,7 @@ def create_app(settings: ServiceSettings, access: BrokerAccess | None = None) ->
             at_broker = await to_thread.run_sync(broker_access, settings)
             at_broker.start()
         changes = Changes(counters, retention, listeners, fresh_reports, live_output)
-        broker = Broker(settings, database, at_broker, changes)
+        broker = Broker(settings, database, at_broker, changes, live_output)
         broker.start()
         retention.start()
         app.state.observer = broker.observer

@@ -16,8 +16,10 @@ from flux_endpoint.service.changes import ChangeListener
 from flux_endpoint.service.dependents import Dependents
 from flux_endpoint.service.event_consumer import EventConsumer
 from flux_endpoint.service.heartbeats import HeartbeatConsumer
+from flux_endpoint.service.live_output import LiveOutput
 from flux_endpoint.service.observer import BrokerObserver
 from flux_endpoint.service.official import OfficialEndpoints
+from flux_endpoint.service.output_fanout import OutputFanout
 from flux_endpoint.service.results import ResultConsumer
 from flux_endpoint.service.settings import ServiceSettings
 from flux_endpoint.service.store.engine import Database
@@ -36,6 +38,7 @@ class Broker:
         database: the service's database.
         access: access control for the broker; it has the URLs for clients and endpoints.
         changes: gets what arrives, and changes of the broker's state.
+        live_output: exchanges the output of followed tasks with other services.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Broker:
         database: Database,
         access: BrokerAccess,
         changes: ChangeListener,
+        live_output: LiveOutput,
     ) -> None:
         self._access = access
         self._changes = changes
@@ -69,7 +73,7 @@ class Broker:
                 database, self._inward, changes.reports_stored, self.official.reported
             ),
         )
-
+        self._fanout = live_output.others = OutputFanout(self._inward, live_output)
         self.observer = BrokerObserver(self._inward, self._outward)
 
     def start(self) -> None:
@@ -79,6 +83,7 @@ class Broker:
         self.publisher.start()
         self.official.start()
         self.dependents.start()
+        self._fanout.start()
         for consumer in self._consumers:
             consumer.start()
         self._outward.start()
@@ -89,6 +94,7 @@ class Broker:
         for consumer in self._consumers:
             consumer.close(_CLOSE_TIMEOUT)
         self._inward.close(_CLOSE_TIMEOUT)
+        self._fanout.close(_CLOSE_TIMEOUT)
         self._outward.close(_CLOSE_TIMEOUT)
         self.publisher.close(_CLOSE_TIMEOUT)
         self.official.close(_CLOSE_TIMEOUT)

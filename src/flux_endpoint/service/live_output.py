@@ -5,6 +5,7 @@ end of it comes with the task's result.
 """
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from flux_endpoint.errors import ServiceError
 from flux_endpoint.protocol.limits import MAX_OUTPUT
@@ -23,6 +24,8 @@ from flux_endpoint.service.changes import ChangeListener, ReportedEnd
 MOST_FOLLOWED, MOST_OF_USER = 512, 16
 #: Seconds for which an endpoint sends a task's output, and after which it is asked again.
 WANTED, AGAIN = 30.0, 10.0
+#: Seconds for which output after a gap waits for what is between.
+GAP_WAIT = 1.0
 #: Seconds after the last request after which a running task's output is forgotten.
 _FORGOTTEN_AFTER = 60.0
 #: The most bytes of memory that all output takes here (64 MiB), and that of one stream; each part
@@ -66,29 +69,50 @@ class OutputPart:
 
 
 class _Stream:
-    """The latest parts of a stream, without gaps."""
+    """The latest parts of a stream.
+
+    What comes after a gap waits for a moment, since another service may have what is between.
+    """
 
     def __init__(self) -> None:
         self._parts: deque[OutputPart] = deque()
         self._size = 0
+        self._early: list[OutputPart] = []
+        #: Monotonic time until which they wait.
+        self.due = math.inf
 
     @property
     def end(self) -> int:
         """The position after the last byte."""
         return self._parts[-1].end if self._parts else 0
 
-    def add(self, part: OutputPart, most: int) -> bool:
+    def add(self, part: OutputPart, most: int, now: float) -> bool:
         """Add a part, and keep at most so many bytes; return False if all of it is known."""
         if part.end <= self.end:
             return False
-        if part.begin > self.end:  # what is between was dropped
-            self._parts.clear()
-            self._size = 0
-        part = part.after(self.end)
-        self._parts.append(part)
-        self._size += _size(part)
+        self._early.append(part)
+        self._early.sort(key=lambda each: each.begin)
+        while self._early and self._early[0].begin <= self.end:
+            self._append(self._early.pop(0))
+        waiting = sum(map(_size, self._early))
+        self.due = min(self.due, now + GAP_WAIT) if waiting else math.inf
+        self.release(math.inf if self._size + waiting > most else now)
         self.keep(most)
         return True
+
+    def release(self, now: float) -> None:
+        """Have what comes after a gap wait no longer than its time."""
+        if now >= self.due:
+            for part in self._early:
+                self._append(part)
+            self._early.clear()
+            self.due = math.inf
+
+    def _append(self, part: OutputPart) -> None:
+        if part.end > self.end:
+            part = part.after(self.end)
+            self._parts.append(part)
+            self._size += _size(part)
 
     def keep(self, most: int) -> None:
         """Keep at most so many bytes, the latest; the end stays known."""
@@ -102,8 +126,13 @@ class _Stream:
             self._parts[0], self._size = shorter, _size(shorter)
 
     def after(self, position: int) -> OutputPart | None:
-        """Return what is known after a position; `None`: nothing."""
-        parts = [part for part in self._parts if part.end > position]
+        """Return what is known after a position, up to the next gap; `None`: nothing."""
+        parts: list[OutputPart] = []
+        for part in self._parts:
+            if parts and part.begin > parts[-1].end:
+                break
+            if part.end > position:
+                parts.append(part)
         if not parts:
             return None
         first = parts[0].after(position)
@@ -179,14 +208,50 @@ class FollowedTask:
         return known.attempt, {}
 
 
+class OtherServices(Protocol):
+    """The other services of the database; see `OutputFanout`."""
+
+    @property
+    def follow(self) -> bool:
+        """Whether some of them follow tasks."""
+
+    def followed(self, task_id: str) -> None:
+        """Say that a user of this service follows a task."""
+
+    def printed(self, task_id: str, streams: dict[str, Any]) -> None:
+        """Pass on parts of a task's streams, if it is followed elsewhere."""
+
+    def ended(self, task_ids: Collection[str]) -> None:
+        """Pass on that tasks have ended, if they are followed elsewhere."""
+
+
+class NoOtherServices:
+    """Stands for the other services where there are none."""
+
+    follow = False
+
+    def followed(self, task_id: str) -> None:
+        """See `OtherServices`."""
+
+    def printed(self, task_id: str, streams: dict[str, Any]) -> None:
+        """See `OtherServices`."""
+
+    def ended(self, task_ids: Collection[str]) -> None:
+        """See `OtherServices`."""
+
+
 class LiveOutput(ChangeListener):
     """All followed tasks. Safe to use from several threads.
 
     Args:
         clock: a monotonic clock, in seconds.
+
+    Attributes:
+        others: the other services of the database.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.others: OtherServices = NoOtherServices()
         self._clock = clock
         self._lock = threading.Lock()
         self._tasks: dict[str, FollowedTask] = {}
@@ -255,6 +320,8 @@ class LiveOutput(ChangeListener):
         """Return what is there of a task's output that a follower does not know; see `news`."""
         with self._lock:
             task = self._tasks.get(task_id)
+            for each in () if task is None else task.all_streams():
+                each.release(self._clock())
             attempt, found = (known.attempt, {}) if task is None else task.after(known)
         return (attempt, found) if attempt == 1 or knows_attempts else (1, {})
 
@@ -285,11 +352,16 @@ class LiveOutput(ChangeListener):
                 changed.clear()  # first: what comes after the look wakes this again
                 is_over = task.has_ended or self._is_closed
                 attempt, found = self.known(task_id, known, knows_attempts=knows_attempts)
-                left = until - self._clock()
-                if found or is_over or left <= 0:
+                now = self._clock()
+                if found or is_over or now >= until:
                     return attempt, found
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
+                    await asyncio.wait_for(changed.wait(), min(until, self._due(task)) - now)
+
+    def _due(self, task: FollowedTask) -> float:
+        """Return the monotonic time at which what comes after a gap waits no longer."""
+        with self._lock:
+            return min(each.due for each in task.all_streams())
 
     @contextmanager
     def _waiting(self, task_id: str, wake: Callable[[], None]) -> Iterator[FollowedTask | None]:
@@ -307,6 +379,11 @@ class LiveOutput(ChangeListener):
 
     def output_arrived(self, task_id: str, streams: dict[str, Any]) -> None:
         """See `ChangeListener`."""
+        self.add(task_id, streams)
+        self.others.printed(task_id, streams)
+
+    def add(self, task_id: str, streams: dict[str, Any]) -> None:
+        """Add parts of the streams of a running task, from its endpoint or another service."""
         with self._lock:
             task = self._tasks.get(task_id)
             if task is None:
@@ -316,18 +393,23 @@ class LiveOutput(ChangeListener):
             kept = task.streams_of(_attempt_in(streams))
             if len(task.attempts) > attempts:
                 self._share_memory()
-            share = self._share
-            added = [kept[name].add(part, share) for name, part in parts.items() if part and kept]
+            share, now = self._share, self._clock()
+            added = [
+                kept[name].add(part, share, now) for name, part in parts.items() if part and kept
+            ]
             waiting = list(task.waiting) if any(added) else []
         for wake in waiting:
             wake()
 
     def tasks_ended(self, ends: Sequence[ReportedEnd]) -> None:
         """See `ChangeListener`."""
-        if self._tasks:  # otherwise nobody follows, as mostly
-            self._end({each.task_id for each in ends})
+        if self._tasks or self.others.follow:  # otherwise nobody follows, as mostly
+            task_ids = {each.task_id for each in ends}
+            self.end(task_ids)
+            self.others.ended(task_ids)
 
-    def _end(self, task_ids: Collection[str]) -> None:
+    def end(self, task_ids: Collection[str]) -> None:
+        """Note that tasks have ended."""
         waiting: list[Callable[[], object]] = []
         with self._lock:
             for task_id in self._tasks.keys() & set(task_ids):

@@ -167,6 +167,7 @@ class OutputFollower:
         endpoint = self._sending_endpoint()
         if endpoint is None:
             return
+        self._live.others.followed(self._task_id)
         stdout, stderr = known.positions
         message = OutputWanted(
             task_id=UUID(self._task_id),

@@ -18,6 +18,11 @@ SHARED_EVENTS_EXPIRES = 24 * 3600 * 1000
 #: Maximum bytes in a queue of job events; the broker rejects further events.
 EVENTS_QUEUE_MAX_BYTES = 64 * 2**20
 
+#: The broker deletes a service's queue for the output of followed tasks if the service is gone for
+#: this time (ms), and drops the oldest messages beyond so many bytes.
+LIVE_OUTPUT_EXPIRES = 60 * 1000
+LIVE_OUTPUT_MAX_BYTES = 64 * 2**20
+
 #: Maximum bytes of dead-lettered messages; the oldest are dropped first.
 DEAD_LETTERS_MAX_BYTES = 2**30
 
@@ -47,6 +52,7 @@ def shared() -> list[Declaration]:
         Exchange(queues.HEARTBEATS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.EVENTS_EXCHANGE, "topic", _UNROUTABLE),
         Exchange(queues.TASK_GROUPS_EXCHANGE, "direct"),
+        Exchange(queues.LIVE_OUTPUT_EXCHANGE, "fanout"),
         Queue(queues.RESULTS_QUEUE, _DEAD_LETTERING),
         Queue(queues.HEARTBEATS_QUEUE, _DEAD_LETTERING),
         Queue(queues.EVENTS_QUEUE, _DEAD_LETTERING),
@@ -65,6 +71,18 @@ def of_endpoint(endpoint_id: str) -> list[Declaration]:
         Queue(commands, _DEAD_LETTERING),
         Binding(queues.COMMANDS_EXCHANGE, commands, commands),
     ]
+
+
+def live_output_queue(service_id: str) -> str:
+    """Return the name of a service's queue for what others pass on of followed tasks."""
+    return f"{queues.LIVE_OUTPUT_EXCHANGE}.{service_id}"
+
+
+def output_of_service(service_id: str) -> list[Declaration]:
+    """Return a service's queue for what others pass on of followed tasks."""
+    name = live_output_queue(service_id)
+    limits = {"x-expires": LIVE_OUTPUT_EXPIRES, "x-max-length-bytes": LIVE_OUTPUT_MAX_BYTES}
+    return [Queue(name, limits), Binding(queues.LIVE_OUTPUT_EXCHANGE, name, "")]
 
 
 def of_group(group_id: str) -> list[Declaration]:
