@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flux_endpoint.functions import ShellFunction, outcome_of
+from flux_endpoint.functions import ShellFunction, execution, outcome_of
+from flux_endpoint.usage import Meter
 
 FAILED = "subprocess.CalledProcessError"
 
@@ -46,6 +47,35 @@ class TestOutcome:
 
     def test_standard_input_is_empty(self):
         assert ShellFunction("cat")().returncode == 0
+
+
+class TestReports:
+    """A worker's manager can follow the output of a command that runs for a while."""
+
+    @pytest.fixture
+    def reports(self, monkeypatch):
+        found = []
+        monkeypatch.setattr(execution._Reports, "to", staticmethod(found.append))
+        return found
+
+    def test_the_files_are_reported_while_the_command_runs(self, directory, reports, monkeypatch):
+        gate, out = directory / "gate", directory / "out"
+        out.write_text("before\n")
+        monkeypatch.setattr(execution._Reports, "to", lambda f: (reports.append(f), gate.touch()))
+        command = f"echo one; until [ -e {gate} ]; do sleep 0.01; done; exit 3"
+        result = ShellFunction(command, stdout="out", stderr="err", walltime=60)()
+        assert (result.stdout, result.returncode) == ("one\n", 3)
+        (files,) = reports
+        assert files.paths == (str(out), str(directory / "err"))
+        assert files.starts == (7, 0)
+
+    def test_a_system_that_can_not_wait_for_both_reports_nothing(self, reports, monkeypatch):
+        monkeypatch.delattr(os, "pidfd_open")
+        meter = Meter()
+        meter.begin()
+        assert ShellFunction("sleep 0.2; exit 3")().returncode == 3
+        assert reports == []
+        assert meter.end().max_rss
 
 
 class TestDirectory:

@@ -298,6 +298,9 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None, files: Comman
     try:
         descriptor = os.pidfd_open(process.pid)
     except (AttributeError, OSError):  # this system has no pidfd_open
+        if seconds is None:
+            _collect(process)
+            return True
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
