@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +195,7 @@ def _run(
     ):
         process = subprocess.Popen(
             bash.words,
+            executable=_bash(os.environ.get("PATH", "")),
             pass_fds=bash.descriptors,
             cwd=place.directory,
             stdin=None if place.has_input else subprocess.DEVNULL,
@@ -213,6 +216,18 @@ def _run(
             process.wait()
             raise
         return outcome_of(process.returncode) if ended else OUT_OF_TIME
+
+
+@functools.lru_cache(4)
+def _bash(path: str) -> str | None:
+    """Return the path of the bash that is found in `path`, the value of `PATH`.
+
+    `Popen` would try each directory for each command. `None` has it do so: there is no bash, or it
+    depends on the working directory.
+    """
+    if not all(map(os.path.isabs, path.split(os.pathsep))):
+        return None
+    return shutil.which("bash", path=path)
 
 
 class _Invocation:
