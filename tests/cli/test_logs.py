@@ -182,7 +182,12 @@ class TestStack:
         )
         assert next(function.output()) == "begun ä\n"
         files = stack.home / "endpoints" / "local" / "tasks_working_dir"
-        until(lambda: [each.read_text() for each in files.glob(f"{command.task_id}*.stdout")])
+        until(
+            lambda: (
+                [each.read_text() for each in files.glob(f"{command.task_id}*.stdout")]
+                == ["1\n2\n"]
+            )
+        )
         process = follow(stack, "logs", "-f", "--task", function.task_id)
         of_files = follow(stack, "logs", "-f", "-n1", "--json", "--task", command.task_id)
         assert process.stdout.readline() == "stdout | begun ä\n"

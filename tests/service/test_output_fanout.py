@@ -86,6 +86,8 @@ def test_each_follower_gets_the_whole_output_and_hears_of_the_end(
         )
         _, (task_id,) = live.submit(endpoint)
         services = (live.client, client)
+        # They hear of each other once they are connected.
+        until(lambda: all(each.get("/health").status_code == 200 for each in services))
         seen = ["", ""]
 
         def look() -> list[bool]:
@@ -103,7 +105,7 @@ def test_each_follower_gets_the_whole_output_and_hears_of_the_end(
         look()
         for _ in services:
             assert isinstance(unpack(peer.take(commands_queue(endpoint)).body), OutputWanted)
-        until(lambda: all(each.app.state.live_output.others.follow for each in services))
+        until(lambda: look() and all(each.app.state.live_output.others.follow for each in services))
         text = ""
         for number in range(50):
             line = f"step {number}\n"
