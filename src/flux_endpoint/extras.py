@@ -24,6 +24,7 @@ MODULES = {
     "postgresql": ("psycopg",),
     "mpi": ("mpi4py",),
     "multi-user": ("jinja2", "jsonschema"),
+    "proxystore": ("proxystore",),
 }
 
 

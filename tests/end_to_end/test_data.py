@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from flux_endpoint import Executor, TaskExecutionFailed
@@ -53,10 +55,10 @@ def test_a_job_with_ranks_takes_and_leaves_large_data(executor):
 
 
 def test_an_object_that_is_gone_fails_the_task_and_not_the_client(executor, tmp_path):
+    executor.task_group_id = group = uuid.uuid4()
     shared = executor.store.put(b"s" * SIZE)
     made = executor.submit(filled, SIZE)
     made.result(PATIENCE)
-    group = executor.task_group_id
     for each in (tmp_path / "store").iterdir():
         each.unlink()
     with pytest.raises(TaskExecutionFailed, match="can't be loaded on this worker") as caught:
