@@ -168,6 +168,7 @@ RULES = {
     "DELETE /v3/cache": Rule(),
     # Task groups.
     "GET /v2/taskgroup/{group_id}": Rule("404 TASK_GROUP_NOT_FOUND"),
+    "GET /v3/taskgroups/{group_id}": Rule("404 TASK_GROUP_NOT_FOUND", secret=True),
     "POST /v2/taskgroup/{group_id}/results": Rule(
         FOREIGN_GROUP, body={"client_id": "7c8ad0c0-9b1c-4b0e-8f4f-1f4a4f0a9d11"}
     ),
