@@ -121,7 +121,7 @@ class FollowedOutput:
                 self._lines.append(self._rest)
 
     def _begin(self, attempt: int) -> None:
-        """Handle that what comes is of an attempt."""
+        """Begin the output of an attempt, unless it has begun."""
         if attempt <= self._attempt:
             return
         if self._rest:

@@ -101,7 +101,7 @@ class _Stream:
         return True
 
     def release(self, now: float) -> None:
-        """Have what comes after a gap wait no longer than its time."""
+        """Accept the parts after a gap if they have waited long enough."""
         if now >= self.due:
             for part in self._early:
                 self._append(part)
@@ -182,7 +182,7 @@ class FollowedTask:
         return Known(attempt, tuple(streams[name].end for name in STREAMS))
 
     def streams_of(self, attempt: int) -> dict[str, _Stream]:
-        """Return an attempt's streams; none if a later one has begun that long ago."""
+        """Return an attempt's streams; none if they were dropped for those of later attempts."""
         if attempt > max(self.attempts):
             self.attempts[attempt] = _new_streams()
             while len(self.attempts) > _MOST_ATTEMPTS:

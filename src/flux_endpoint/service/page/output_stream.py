@@ -56,7 +56,7 @@ class OutputStreams:
         self._of_user[user_id] += 1
 
     def leave(self, user_id: str) -> None:
-        """Count a stream no longer."""
+        """Stop counting a stream."""
         self._of_user[user_id] -= 1
         if not self._of_user[user_id]:
             del self._of_user[user_id]
