@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from flux_endpoint.client.bulk import sender, task_group
 from flux_endpoint.client.bulk.calls import OPEN, UNKNOWN, Answer, CallStates
 from flux_endpoint.client.bulk.task_ids import TaskIds
 from flux_endpoint.client.results import TaskEnd
+from flux_endpoint.client.threads import janitor
 from waiting import until
 
 
@@ -96,6 +99,17 @@ def test_calls_of_an_earlier_program_may_have_ended() -> None:
     assert not calls.wait_for_end(2, 0)
 
 
+def test_early_ends_beyond_the_bound_are_not_kept() -> None:
+    calls = CallStates(max_kept=3000)
+    calls.begin()
+    for each in (0, 0, 1, 2, 9):
+        calls.end(task_id(each), Answer(TaskEnd(task_id(each), "value")))
+    calls.add([task_id(each) for each in range(3)])
+    assert calls.in_state(OPEN, 9) == [2]
+    assert calls.complete()  # so the service is asked for it
+    assert calls.is_kept(1)
+
+
 # With a server in place of the service.
 
 
@@ -146,7 +160,8 @@ def test_the_iterables_are_read_as_fast_as_the_service_takes_the_calls(
     finally:
         gate.open.set()
     (note,) = caught.value.__notes__
-    assert "0 of its calls were submitted" in note
+    assert "0 of its calls were submitted, and 10 more may have been" in note
+    assert ".task_group('" in note
     assert read == 31
 
 
@@ -178,6 +193,18 @@ def test_calls_may_wait_for_tasks(
     assert needs == [None, {"values": [needed.task_id]}, None]
 
 
+def test_waiting_asks_for_old_calls_no_longer_than_it_may(service: Any, executor: Executor) -> None:
+    ids = [task_id(each) for each in range(300)]
+    group_id = "00000000-0000-4000-8000-00000000000b"
+    service.groups[group_id] = ids
+    for each in ids:
+        service.ended(each, 7)
+    group = executor.task_group(group_id)
+    assert not group.wait(0)
+    assert len(service.seen("/v2/batch_status")) == 1
+    assert group.wait()
+
+
 def test_unusable_calls_are_refused(service: Any, executor: Executor) -> None:
     with pytest.raises(ValueError, match="at least one iterable"):
         executor.bulk_submit(double)
@@ -191,6 +218,53 @@ def test_unusable_calls_are_refused(service: Any, executor: Executor) -> None:
     with pytest.raises(ValueError, match="No endpoint_id set"):
         executor.bulk_submit(double, [1])
     assert not service.submissions()
+
+
+# With a server in place of the service, and a broker.
+
+
+@pytest.mark.rabbitmq
+def test_a_future_is_resolved_although_nobody_has_its_group(
+    service: Any, executor: Executor, queues: Any, messages: Any
+) -> None:
+    group_id = "00000000-0000-4000-8000-00000000000c"
+    service.groups[group_id] = [task_id(1), task_id(2)]
+    group = executor.task_group(group_id)
+    future, stream = group[0], group._stream
+    assert stream is not None
+    del group
+    gc.collect()
+    released = threading.Event()
+    janitor.leave(released.set)  # after the actions of the group's finalizer
+    assert released.wait(PATIENCE)
+    queues.publish(group_id, messages.value(future.task_id, 7))
+    assert future.result(PATIENCE) == 7
+    stream.over.result(PATIENCE)  # for the other call, nobody waits
+
+
+@pytest.mark.rabbitmq
+def test_calls_that_end_before_a_late_queue_and_their_ids_are_found(
+    service: Any, executor: Executor, queues: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_group, "_QUEUE_TIMEOUT", 0.01)
+    submitted = threading.Event()
+
+    def react(request: Any) -> None:
+        if request.path.startswith("/v2/taskgroup/"):
+            assert submitted.wait(PATIENCE)
+            queues.open(request)
+
+    def run(ids: list[str]) -> None:
+        for each in ids:
+            service.ended(each, 7)
+        submitted.set()
+        (group,) = task_group._open
+        assert group._stream is not None
+        assert group._stream.opened.wait(PATIENCE)
+
+    service.react, service.before_answer = react, run
+    group = executor.bulk_submit(double, [1, 2])
+    assert list(group.results(PATIENCE)) == [7, 7]
 
 
 # With the real service and a broker.

@@ -111,11 +111,13 @@ class CallStates:
             for task_id in task_ids if self._early else ():
                 early = (self._early or {}).pop(task_id, None)
                 if early is not None:
+                    self._kept_bytes -= early.size
                     self._end(task_id, early)
 
     def complete(self) -> bool:
         """Note that all calls are known; return whether ends may have been missed before."""
         with self._changed:
+            self._kept_bytes -= sum(each.size for each in (self._early or {}).values())
             self._early = None
             self._changed.notify_all()
             return self._early_lost
@@ -150,11 +152,8 @@ class CallStates:
     def _end(self, task_id: str, end: Message | Answer | None) -> ComputeFuture | None:
         index = self._ids.find(task_id)
         if index is None:
-            if self._early is not None and end is not None:
-                if len(self._early) < MAX_EARLY:
-                    self._early[task_id] = end
-                else:
-                    self._early_lost = True
+            if end is not None:
+                self._keep_early(task_id, end)
             return None
         if self._states[index] != ENDED:
             self._states[index] = ENDED
@@ -170,6 +169,15 @@ class CallStates:
             self._kept_bytes += end.size
         return future
 
+    def _keep_early(self, task_id: str, end: Message | Answer) -> None:
+        if self._early is None or task_id in self._early:
+            return
+        if len(self._early) < MAX_EARLY and self._kept_bytes + end.size <= self._max_kept:
+            self._early[task_id] = end
+            self._kept_bytes += end.size
+        else:
+            self._early_lost = True
+
     def await_end(self, index: int, future: ComputeFuture) -> bool:
         """Have `end` return a call's future; return `False` if the call has ended already."""
         with self._changed:
@@ -177,6 +185,11 @@ class CallStates:
                 return False
             self._awaited[index] = future
             return True
+
+    @property
+    def are_awaited(self) -> bool:
+        """Whether a future waits for an end."""
+        return bool(self._awaited)
 
     def state(self, index: int) -> int:
         """Return the state of a call."""

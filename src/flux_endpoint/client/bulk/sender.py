@@ -75,6 +75,9 @@ class BulkSender:
         route: the settings of all requests.
         function: the function; the first request registers it, if it is new.
         accepted: called on the thread with the ids of each request's tasks.
+
+    Attributes:
+        unanswered: number of calls of the latest request, until the service has answered it.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class BulkSender:
         self._route = route
         self._function = function
         self._accepted = accepted
+        self.unanswered = 0
         self._watch = EndpointWatch()
         self._parts: deque[Part | None] = deque()
         self._ended = self._is_abandoned = False
@@ -168,9 +172,11 @@ class BulkSender:
         needs = {function_id: part.needs} if part.needs else {}
         body = submission_body(self._route, {function_id: part.payloads}, needs)
         key = uuid.uuid4().hex
+        self.unanswered = len(part.payloads)
         try:
             answer = self._submitter.with_retries(partial(self._request, body, key))
         except ServiceError as error:
+            self.unanswered = 0
             too_large = error.http_status == 413 or names_a_payload(error)
             if not too_large or len(part.payloads) == 1:
                 raise
@@ -189,6 +195,7 @@ class BulkSender:
             self._watch.update(state)
         self._submitter.count(len(ids))
         self._accepted(ids)
+        self.unanswered = 0
 
     def _request(self, body: bytes, key: str) -> dict[str, Any]:
         if self._is_abandoned:  # e.g. while the user had too many tasks

@@ -33,7 +33,8 @@ _WITHOUT_BROKER = 8 * STATUS_CHUNK
 class CallStream(GroupStream):
     """Consumes the results of a task group, and notes the ends of its calls.
 
-    It ends when all calls have ended. An official client or another program may get the same
+    It ends when all calls have ended, or when nobody has the group any more and none of its futures
+    waits. An official client or another program may get the same
     results: each has a queue of its own.
 
     Args:
@@ -61,12 +62,18 @@ class CallStream(GroupStream):
         self.birthplace = Birthplace()
         self._calls = calls
         self._wanted: dict[int, None] = {}
+        self._is_in_use = True
 
     def follow(self) -> None:
         """Start the thread, which opens the queue at once."""
         self._thread.post(self._connect)
         self.start(lambda _: True)
         _alive.add(self)
+
+    def leave(self) -> None:
+        """Handle that nobody has the group any more: only its futures may be in use."""
+        if self.birthplace.is_here():  # a fork does not have the thread, and its locks may be held
+            self._thread.post(self._on_left)
 
     def check(self) -> None:
         """Ask for the states of all open calls: some of their ends may have been missed."""
@@ -79,7 +86,11 @@ class CallStream(GroupStream):
         return not self._calls.are_over
 
     def _has_work(self) -> bool:
-        return not self._calls.are_over
+        calls = self._calls
+        return not calls.are_over and (self._is_in_use or calls.are_awaited)
+
+    def _on_left(self) -> None:
+        self._is_in_use = False
 
     def _on_stop(self) -> None:
         super()._on_stop()

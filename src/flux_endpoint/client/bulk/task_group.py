@@ -154,6 +154,8 @@ class TaskGroup(Sequence[ComputeFuture]):
         self._refuse_to_deadlock()
         while unknown := self._calls.in_state(UNKNOWN, STATUS_CHUNK):
             self._ask(unknown)
+            if left() == 0.0:
+                break
         return self._calls.wait_for_end(len(self), left())
 
     def report(self) -> dict[str, Any]:
@@ -281,7 +283,7 @@ class TaskGroup(Sequence[ComputeFuture]):
                 stream = CallStream(api, self.task_group_id, self._amqp_port, self._calls)
                 stream.follow()
                 self._stream = stream
-                weakref.finalize(self, janitor.leave, stream.close).atexit = False
+                weakref.finalize(self, janitor.leave, stream.leave).atexit = False
             return self._stream
 
     def _refuse_to_deadlock(self) -> None:
@@ -339,7 +341,8 @@ def submit_bulk(
     group._submitter.track(stream.over)
     sender = None
     try:
-        stream.opened.wait(_QUEUE_TIMEOUT)  # otherwise the service is asked when it is open
+        stream.opened.wait(_QUEUE_TIMEOUT)  # otherwise the service is asked later
+        openings = group._calls.openings
         sender = BulkSender(
             executor.client.api.background(),
             group._submitter,
@@ -352,9 +355,10 @@ def submit_bulk(
         if sender is not None:
             sender.abandon()
         stream.close()
-        _explain(error, group)
+        _explain(error, group, sender.unanswered if sender is not None else 0)
         raise
-    if group._calls.complete():
+    # Calls may have ended before the queue was opened, when their ids were not known here.
+    if group._calls.complete() or openings != group._calls.openings:
         stream.check()
     stream.release()
     return group
@@ -389,13 +393,21 @@ def _needs_of(inputs: Sequence[ComputeFuture]) -> dict[str, Any]:
     return Needs(tuple(inputs)).as_request()
 
 
-def _explain(error: BaseException, group: TaskGroup) -> None:
-    """Say what has become of the calls before an error."""
+def _explain(error: BaseException, group: TaskGroup, unanswered: int) -> None:
+    """Say what has become of the calls before an error.
+
+    Args:
+        error: the error.
+        group: the calls that were submitted.
+        unanswered: number of calls whose request was sent, but not answered.
+    """
     count = len(group)
     text = f"the bulk submission ended early, {count} of its calls were submitted"
-    if count:
+    if unanswered:
+        text += f", and {unanswered} more may have been: their request was not answered"
+    if count or unanswered:
         text += (
-            f" and run: Executor(...).task_group({group.task_group_id!r}) gets their results, "
+            f". They run: Executor(...).task_group({group.task_group_id!r}) gets their results, "
             f"`flux-endpoint cancel --group {group.task_group_id}` ends them"
         )
     error.add_note(text)
