@@ -13,6 +13,7 @@ from tests.client.conftest import ENDPOINT, Gate
 from flux_endpoint import Client, Executor, ShellFunction, ShellResult, TaskExecutionFailed
 from flux_endpoint.client import cache
 from flux_endpoint.data import SharedDirectory
+from flux_endpoint.errors import DeserializationError
 from waiting import until
 
 TIMEOUT = 30
@@ -174,6 +175,29 @@ def test_a_call_is_run_again_if_its_result_has_left_its_store(
     future = executor.submit(pow, 2, 10)
     assert future.wait_submitted(TIMEOUT)
     assert not future.is_cached
+
+
+class Unreadable:
+    """Can be written, but not be read."""
+
+    def __reduce__(self) -> Any:
+        return {}.__getitem__, ("absent",)
+
+
+def test_a_stored_result_that_can_not_be_read_affects_no_other_call(
+    service: Any, executor: Executor, tmp_path: Path
+) -> None:
+    stored = SharedDirectory(tmp_path, lifetime="1d").put([1024])
+    service.ended(run(service, executor, pow, 2, 10), (stored, Unreadable()))
+    service.ended(run(service, executor, pow, 2, 11), 2048)
+    gate = Gate(service)
+    first = executor.submit(pow, 2, 0)  # the others are one batch then
+    assert gate.reached.wait(TIMEOUT)
+    unreadable, other = executor.submit(pow, 2, 10), executor.submit(pow, 2, 11)
+    gate.open.set()
+    assert other.result(TIMEOUT) == 2048
+    assert isinstance(unreadable.exception(TIMEOUT), DeserializationError)
+    assert first.wait_submitted(TIMEOUT)
 
 
 def test_if_the_cache_can_not_be_used_calls_are_run(

@@ -89,6 +89,10 @@ def test_a_directory_that_is_not_there_is_named(tmp_path):
     store = SharedDirectory(tmp_path / "not" / "mounted", lifetime="1d")
     with pytest.raises(DataStoreError, match=r"not/mounted on .* is not there"):
         store.put(DATA)
+    (tmp_path / "not").touch()
+    with pytest.raises(DataStoreError, match=r"not/mounted on .* is a file, or is below one"):
+        store.put(DATA)
+    (tmp_path / "not").unlink()
     place = FilePlace(str(tmp_path / "not"), "0" * 64, 5)
     with pytest.raises(DataStoreError, match=r"not there on .*at an endpoint that sees"):
         place.read()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from flux_endpoint.data import known_stores
 from flux_endpoint.data.directory import ABANDONED, GRACE, NEVER, is_object, is_unfinished
-from flux_endpoint.errors import DataStoreError
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def _remove_noted(note: Path) -> bool:
         pickle.loads(note.read_bytes()).remove()  # noqa: S301
     except FileNotFoundError:
         return False
-    except (DataStoreError, OSError, ImportError, AttributeError, pickle.PickleError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever unpickling raises: the others are removed
         event(log, logging.WARNING, "a stored object not removed", note=note, reason=error)
         return False
     note.unlink(missing_ok=True)

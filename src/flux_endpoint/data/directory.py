@@ -122,7 +122,9 @@ class SharedDirectory(DataStore):
 
     def _failed(self, error: OSError, size: int) -> DataStoreError:
         where = f"{self.directory} on {socket.gethostname()}"
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if isinstance(error, NotADirectoryError):
+            return DataStoreError(f"the store {where} is a file, or is below one: name a directory")
+        if isinstance(error, FileNotFoundError):
             return DataStoreError(
                 f"the store {where} is not there, nor is the directory above it. It must be "
                 "visible here and at the endpoint under the same path"

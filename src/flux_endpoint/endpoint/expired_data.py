@@ -6,7 +6,6 @@ import logging
 import threading
 
 from flux_endpoint.data import cleaning
-from flux_endpoint.errors import FluxEndpointError
 from flux_endpoint.logs import event
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class ExpiredData:
         while True:
             try:
                 removed = cleaning.prune()
-            except (OSError, FluxEndpointError) as error:
+            except Exception as error:  # noqa: BLE001 - the next scan may succeed
                 event(log, logging.WARNING, "expired data not removed", reason=error)
             else:
                 if removed:
