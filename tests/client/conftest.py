@@ -109,7 +109,7 @@ class Service:
                 return {"queue": queue_of(request), "connection_url": self.amqp_url}
             case "GET", ["v2", "tasks", task, "events"]:
                 return {"task_id": task, "events": self.events.get(task, [])}
-            case "POST", ["v2", "tasks", task, "kill"]:
+            case "POST", [_, "tasks", task, "kill" | "urgency"]:
                 return {"task_id": task, "status": "waiting-for-ep", "delivered": True}
         raise LookupError(request.path)
 

@@ -50,6 +50,21 @@ def test_kill_asks_the_service_to_end_or_to_signal(
     assert not future.done()
 
 
+def test_urgency_hold_and_release_ask_the_service(service: Any, future: ComputeFuture) -> None:
+    for urgency in (-1, 32, True, "high", None):
+        with pytest.raises(ValueError, match="urgency must be an integer from 0 to 31"):
+            future.set_urgency(urgency)  # type: ignore[arg-type]
+    assert future.set_urgency(31)
+    assert future.hold()
+    assert future.release()
+    requests = service.seen("/urgency")
+    assert [each.body for each in requests] == [{"urgency": each} for each in (31, 0, None)]
+    assert requests[0].path == f"/v3/tasks/{future.task_id}/urgency"
+    future.set_result(None)
+    assert not future.hold()  # too late
+    assert len(service.seen("/urgency")) == 3
+
+
 @pytest.mark.parametrize("signum", [0, 65, -9, True, "TERM"])
 def test_an_invalid_signal_number_is_refused(
     service: Any, future: ComputeFuture, signum: Any

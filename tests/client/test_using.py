@@ -130,6 +130,11 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
     assert placed.using(cwd=None).submit(double, 1).wait_submitted(TIMEOUT)
     process = {"stdin": {"file": "in"}, "env": {"A": "1", "B": None}}
     assert service.submissions()[-1].body["run_options"] == process
+    later = executor.using(begin_time="+2s", constraints="amd -gpu", hold=True)
+    assert later.submit(double, 1).wait_submitted(TIMEOUT)
+    body = service.submissions()[-1].body
+    wanted = {"begin_time": "+2s", "constraints": "amd -gpu"}
+    assert (body["resource_specification"], body["run_options"]) == (wanted, {"hold": True})
     both = executor.using(retries=1, time_limit="1m").using(retries=0)
     assert both.submit(double, 1).wait_submitted(TIMEOUT)
     assert service.submissions()[-1].body["run_options"] == {"time_limit": 60.0}
@@ -153,6 +158,7 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
         ({"stdin": "\ud800"}, "stdin has a lone surrogate"),
         ({"stdin": "x" * 32768}, "32781 characters as JSON, the limit is 32768"),
         ({"stdin": "", "num_ranks": 1, "shell_options": {"input.stdin": {}}}, "contradict"),
+        ({"hold": 1}, "hold must be true or false"),
         ({"cwd": 7}, "cwd must be a path, got int"),
         ({"cwd": "a\0"}, "cwd must be a path of 1 to 4096 characters"),
         ({"env": ["A"]}, "env must be a dictionary of variables, got list"),

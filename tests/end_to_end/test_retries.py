@@ -74,6 +74,20 @@ def test_a_function_runs_until_it_succeeds(home, executor, tmp_path):
     assert "attempt 2: Flaky: number 2" in shown.stdout
 
 
+def test_a_held_task_waits_until_it_is_released(home, executor):
+    held = executor.using(hold=True, retries=1).submit(pow, 2, 10)
+    after = executor.submit(pow, held, 2)
+    assert after.hold()  # it waits at the service, and at its endpoint when its input is there
+    assert executor.submit(pow, 3, 2).result(PATIENCE) == 9
+    assert not held.done()
+    assert held.release()
+    assert held.result(PATIENCE) == 1024
+    assert not after.done()
+    shown = home.command("urgency", after.task_id, held.task_id, "default").stdout
+    assert shown.count(" sent") == shown.count(" ended before") == 1
+    assert after.result(PATIENCE) == 1024**2
+
+
 def test_the_error_names_each_attempt(executor, tmp_path):
     with pytest.raises(TaskExecutionFailed) as caught:
         executor.using(retries=1, retry_delay=0).submit(fails, str(tmp_path), 9).result(PATIENCE)

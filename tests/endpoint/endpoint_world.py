@@ -27,6 +27,7 @@ from flux_endpoint.protocol.messages import (
     TaskEvent,
     TaskEvents,
     TaskKill,
+    TaskUrgency,
     pack,
     unpack,
 )
@@ -45,6 +46,7 @@ class ObedientEngine:
         self.all_settled: list[str] = []
         self.has_recovered = False
         self.cancelled: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
+        self.urgencies: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self.stopped_with: float | None = None
         self.break_on: str | None = None
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -72,6 +74,9 @@ class ObedientEngine:
 
     def cancel(self, task_id: str, signum: int | None = None) -> None:
         self.cancelled.put((task_id, signum))
+
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        self.urgencies.put((task_id, urgency))
 
     def submit(self, task: EngineTask) -> None:
         if task.task_id == self.break_on:
@@ -285,6 +290,9 @@ class Service:
 
     def kill(self, task_id: str, signum: int | None = None) -> None:
         self.command(pack(TaskKill(task_id=uuid.UUID(task_id), signum=signum)))
+
+    def set_urgency(self, task_id: str, urgency: int | None) -> None:
+        self.command(pack(TaskUrgency(task_id=uuid.UUID(task_id), urgency=urgency)))
 
     def command(self, body: bytes) -> None:
         key = queues.commands_queue(self.endpoint_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from endpoint_world import PATIENCE, ObedientEngine, Service, running
 
 from flux_endpoint.endpoint.journal import Journal
-from flux_endpoint.engine.base import EngineEvent
+from flux_endpoint.engine.base import EngineEvent, EngineResult
+from flux_endpoint.engine.results import failure
 from flux_endpoint.protocol.messages import EndpointStop, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -65,6 +67,63 @@ def test_a_request_for_a_task_that_has_ended_changes_nothing(
         other = service.send()
         service.await_results([other])
     assert service.counts == {task_id: 1, other: 1}
+
+
+def test_an_urgency_reaches_the_engine_and_outlives_a_restart(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    job = json.dumps({"num_ranks": 1, "urgency": 20})
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        task_id = service.send(resource_specification=job)
+        assert held_engine.next_submitted().urgency is None
+        for asked, given in ((0, 0), (None, 20), (5, 5)):
+            service.set_urgency(task_id, asked)
+            assert held_engine.urgencies.get(timeout=PATIENCE) == (task_id, given)
+    second = ObedientEngine(hold=True)
+    with running(service, second, tmp_path, shutdown_grace=0):
+        assert second.next_submitted().urgency == 5
+        second.finish(task_id)
+        service.await_results([task_id])
+        service.set_urgency(task_id, 7)  # it has ended
+        other = service.send()
+        assert second.next_submitted().task_id == other
+    assert second.urgencies.empty()
+
+
+def test_an_urgency_that_comes_before_its_task_waits_for_it(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    held, released = str(uuid.uuid4()), str(uuid.uuid4())
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        service.set_urgency(held, 0)
+        service.set_urgency(released, None)
+        known = service.send()
+        assert held_engine.next_submitted().urgency is None
+        service.set_urgency(known, 1)  # the others have been recorded, too, when this comes
+        assert held_engine.urgencies.get(timeout=PATIENCE) == (known, 1)
+    second = ObedientEngine(hold=True)
+    with running(service, second, tmp_path, shutdown_grace=0):
+        assert second.next_submitted().task_id == known
+        service.send(held)
+        service.send(released, run_options=json.dumps({"hold": True}))
+        assert [second.next_submitted().urgency for _ in range(2)] == [0, 16]
+
+
+def test_a_task_that_is_submitted_held_keeps_its_urgency_in_its_next_attempt(
+    service: Service, held_engine: ObedientEngine, tmp_path: Path
+) -> None:
+    options = json.dumps({"hold": True, "retries": 2, "retry_delay": 0})
+    with running(service, held_engine, tmp_path, shutdown_grace=0):
+        task_id = service.send(run_options=options)
+        assert held_engine.next_submitted().urgency == 0
+        service.set_urgency(task_id, 25)
+        assert held_engine.urgencies.get(timeout=PATIENCE) == (task_id, 25)
+        failed = failure(task_id, ErrorCode.REMOTE_EXECUTION, "ValueError: no")
+        held_engine.end(EngineResult(task_id, failed))
+        again = held_engine.next_submitted()
+        assert (again.task_id, again.urgency) == (f"{task_id}.2", 25)
+        service.set_urgency(task_id, 0)
+        assert held_engine.urgencies.get(timeout=PATIENCE) == (f"{task_id}.2", 0)
 
 
 def test_a_request_to_stop_ends_the_agent_gracefully(

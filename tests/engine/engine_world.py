@@ -158,10 +158,13 @@ class World:
         serializers: list[str] | None = None,
         task_id: str | None = None,
         options: RunOptions | None = None,
+        urgency: int | None = None,
     ) -> str:
         task_id = task_id or str(uuid.uuid4())
         function_id = str(uuid.UUID(int=1))
-        task = EngineTask(task_id, function_id, buffer, spec, serializers, options=options)
+        task = EngineTask(
+            task_id, function_id, buffer, spec, serializers, options=options, urgency=urgency
+        )
         self.engine.submit(task)
         return task_id
 

@@ -59,9 +59,11 @@ class Formatting(RuleBasedStateMachine):
         self.index = TaskIndex(KeptAttempts(Path("/nonexistent")))
         self.place: dict[str, TaskPlace] = {}
         self.cancelled: set[str] = set()
+        self.urgency: dict[str, int] = {}
 
     @rule(task=TASKS)
     def add(self, task: str) -> None:
+        self.urgency.pop(task, None)
         self.index.add(task, TaskPlace.FORMATTING, [])
         self.place[task] = TaskPlace.FORMATTING
         self.cancelled.discard(task)
@@ -76,12 +78,20 @@ class Formatting(RuleBasedStateMachine):
     def formatted(self, task: str) -> None:
         if self.place.get(task) is not TaskPlace.FORMATTING:
             return
-        submitted: list[list[str]] = []
-        assert self.index.begin_job(task, submitted.append) == (task not in self.cancelled)
+        submitted: list[tuple[list[str], int | None]] = []
+        begins = self.index.begin_job(task, lambda *handed: submitted.append(handed))
+        assert begins == (task not in self.cancelled)
         assert self.index.was_cancelled(task) == (task in self.cancelled)
         assert len(submitted) == (task not in self.cancelled)
         if submitted:
             self.place[task] = TaskPlace.JOBS
+            assert submitted == [([], self.urgency.get(task))]
+
+    @rule(task=TASKS, urgency=st.integers(0, 31))
+    def set_urgency(self, task: str, urgency: int) -> None:
+        assert self.index.set_urgency(task, urgency) is self.place.get(task)
+        if self.place.get(task) is TaskPlace.FORMATTING:
+            self.urgency[task] = urgency
 
     @rule(task=TASKS)
     def end(self, task: str) -> None:

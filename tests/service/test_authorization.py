@@ -157,6 +157,7 @@ RULES = {
     "GET /v2/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),
     "GET /v2/tasks/{task_id}/events": Rule(UNKNOWN_TASK, secret=True),
     "POST /v2/tasks/{task_id}/kill": Rule(UNKNOWN_TASK, body={}),
+    "POST /v3/tasks/{task_id}/urgency": Rule(UNKNOWN_TASK, body={"urgency": 0}),
     "POST /v2/batch_status": Rule(body={"task_ids": ["{task}"]}, secret=True),
     "GET /v3/tasks": Rule(secret=True),
     "GET /v3/tasks/{task_id}": Rule(UNKNOWN_TASK, secret=True),

@@ -47,6 +47,7 @@ REQUESTS = {
     "attach": ("/v3/endpoints/{endpoint}/attach", {"jobid": 1}),
     "status": ("/v2/batch_status", {"task_ids": []}),
     "kill": ("/v2/tasks/{task}/kill", {}),
+    "urgency": ("/v3/tasks/{task}/urgency", {"urgency": 0}),
 }
 FIELDS = {
     "functions": "function_name function_code serialized description meta public group",
@@ -56,6 +57,7 @@ FIELDS = {
     "attach": "jobid task_group_id create_queue result_serializers",
     "status": "task_ids",
     "kill": "signum",
+    "urgency": "urgency",
 }
 
 

@@ -12,7 +12,14 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from tests.service.conftest import OWN, PAYLOAD, Peer, Rest, refusal
 
-from flux_endpoint.protocol.messages import EPStatusReport, Result, TaskKill, pack, unpack
+from flux_endpoint.protocol.messages import (
+    EPStatusReport,
+    Result,
+    TaskKill,
+    TaskUrgency,
+    pack,
+    unpack,
+)
 from flux_endpoint.service.app import create_app
 from flux_endpoint.service.results import STORED_HEADER
 from flux_endpoint.service.settings import ServiceSettings
@@ -23,6 +30,10 @@ from waiting import until
 
 def kill(client: TestClient, task_id: str, **how: Any) -> Response:
     return client.post(f"/v2/tasks/{task_id}/kill", **{"json": {}, **how})
+
+
+def set_urgency(client: TestClient, task_id: str, urgency: Any) -> Response:
+    return client.post(f"/v3/tasks/{task_id}/urgency", json={"urgency": urgency})
 
 
 @pytest.fixture
@@ -202,6 +213,20 @@ def submitted(api: TestClient, endpoint_id: str, function_id: str) -> str:
     return str(answer["tasks"][function_id][0])
 
 
+@pytest.mark.rabbitmq
+def test_an_urgency_is_passed_on_to_an_endpoint_that_knows_it(live: Rest, peer: Peer) -> None:
+    endpoint_id = live.register_endpoint(metadata={**OWN, "run_options": ["hold"]})
+    _, (task_id, other) = live.submit(endpoint_id, count=2)
+    for urgency in (0, 31, None):
+        answer = set_urgency(live.client, task_id, urgency).json()
+        assert answer.pop("status") in {"received", "waiting-for-ep"}
+        assert answer == {"task_id": task_id, "delivered": True}
+        command = unpack(peer.take(f"{endpoint_id}.commands").body)
+        assert command == TaskUrgency(task_id=uuid.UUID(task_id), urgency=urgency)
+    kill(live.client, other)
+    assert set_urgency(live.client, other, 0).json()["delivered"] is False
+
+
 @pytest.fixture
 def task_id(
     api: TestClient, add_endpoint: Callable[..., str], add_function: Callable[..., str]
@@ -217,6 +242,27 @@ def test_an_official_endpoint_is_refused(
     task_id = submitted(api, endpoint_id, add_function())
     body = refusal(kill(api, task_id), 409, "KILL_NOT_SUPPORTED", "task_id")
     assert endpoint_id in body.message
+
+
+@pytest.mark.parametrize(
+    ("metadata", "why"), [({}, "not one of Flux Endpoint"), (OWN, "of an earlier release")]
+)
+def test_an_endpoint_that_knows_no_urgency_is_not_asked(
+    api: TestClient,
+    add_endpoint: Callable[..., str],
+    add_function: Callable[..., str],
+    metadata: dict[str, str],
+    why: str,
+) -> None:
+    endpoint_id = add_endpoint(metadata=metadata)
+    task_id = submitted(api, endpoint_id, add_function())
+    body = refusal(set_urgency(api, task_id, 0), 409, "URGENCY_NOT_SUPPORTED", "task_id")
+    assert f"its endpoint {endpoint_id} is {why}" in body.message
+
+
+@pytest.mark.parametrize("urgency", [-1, 32, "high", 1.5])
+def test_an_invalid_urgency_is_refused_by_name(api: TestClient, task_id: str, urgency: Any) -> None:
+    refusal(set_urgency(api, task_id, urgency), 422, "SEMANTICALLY_INVALID", "urgency")
 
 
 def test_a_task_of_another_user_is_unknown(

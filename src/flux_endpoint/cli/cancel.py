@@ -59,13 +59,14 @@ def complete_task(
     ]
 
 
-def _ids(
+def given_tasks(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[UUID | JobID, ...]:
+    """Return the tasks and jobs that were named; a callback of click."""
     return tuple(task_or_job(value) for value in values)
 
 
-def _task_ids(
+def found_tasks(
     api: OperatorApi, wanted: tuple[UUID | JobID, ...]
 ) -> tuple[list[str], list[CancelOutcome]]:
     """Return task ids, with jobs replaced by their tasks, and outcomes for jobs without a task."""
@@ -92,7 +93,9 @@ def _task_ids(
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="TASK...", callback=_ids, shell_complete=complete_task)
+@click.argument(
+    "tasks", nargs=-1, metavar="TASK...", callback=given_tasks, shell_complete=complete_task
+)
 @click.option("--group", type=click.UUID, help="Also all open tasks of this task group.")
 @click.option(
     "--endpoint",
@@ -120,7 +123,7 @@ def cancel(
             "name a task, a task group with --group, or an endpoint with --endpoint"
         )
     api = OperatorApi()
-    ids, failures = _task_ids(api, tasks)
+    ids, failures = found_tasks(api, tasks)
     if group is not None:
         found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MAX_TASKS)
         ids += [each.task_id for each in found]

@@ -86,6 +86,7 @@ SECTIONS = {
             "data:data", "Show or clean the stores of large arguments and results on this machine."
         ),
         "cancel": Entry("cancel:cancel", "End tasks and all of their processes."),
+        "urgency": Entry("urgency:urgency", "Hold or release tasks, or change their order."),
         "attach": Entry(
             "attach:attach",
             "Follow a task's job, or any job of an endpoint's instance: its events and output.",

@@ -24,7 +24,12 @@ from flux_endpoint.protocol.operations import (
     TaskRecord,
     TasksAnswer,
 )
-from flux_endpoint.protocol.rest import CacheAnswer, EndpointSummary, KillAnswer
+from flux_endpoint.protocol.rest import (
+    CacheAnswer,
+    EndpointSummary,
+    KillAnswer,
+    UrgencyAnswer,
+)
 from flux_endpoint.rest import RestClient
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -140,6 +145,12 @@ class OperatorApi:
         path = f"/v2/tasks/{task_id}/kill"
         answer = self._rest.request("POST", path, json={}, idempotent=True)
         return self._parsed(path, answer, KillAnswer)
+
+    def set_urgency(self, task_id: str, urgency: int | None) -> UrgencyAnswer:
+        """Change a task's urgency; `None`: what it was submitted with."""
+        path = f"/v3/tasks/{task_id}/urgency"
+        answer = self._rest.request("POST", path, json={"urgency": urgency}, idempotent=True)
+        return self._parsed(path, answer, UrgencyAnswer)
 
     def delete_endpoint(self, endpoint_id: str) -> None:
         """Delete one of the user's endpoints."""

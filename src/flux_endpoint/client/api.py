@@ -117,6 +117,19 @@ class ServiceApi:
             idempotent=signum is None,
         )
 
+    def set_urgency(self, task_id: str, urgency: int | None) -> _Json:
+        """Change the urgency of a task that has not begun.
+
+        Args:
+            task_id: the task.
+            urgency: 0 (held) to 31; `None`: what it was submitted with.
+
+        Returns:
+            The answer; `delivered` says whether the endpoint received the request.
+        """
+        path = f"/v3/tasks/{task_id}/urgency"
+        return self._rest.request("POST", path, json={"urgency": urgency}, idempotent=True)
+
     def output(self, task_id: str, attempt: int, stdout: int, stderr: int) -> _Json:
         """Wait for what a task prints, for a while; see `operations.OutputAnswer`.
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, InvalidStateError
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from flux_endpoint.client.api import ServiceApi
@@ -18,6 +18,7 @@ from flux_endpoint.client.job import JobEvent, JobRecord
 from flux_endpoint.client.needs import reference_to
 from flux_endpoint.client.output import WithOutput
 from flux_endpoint.client.threads import on_client_thread
+from flux_endpoint.client.urgency import WithUrgency
 from flux_endpoint.errors import FluxEndpointError, TaskCancelled
 from flux_endpoint.functions.inputs import task_input
 from flux_endpoint.protocol.exceptions import RemoteErrors
@@ -117,7 +118,7 @@ class JobFollower(Protocol):
         """
 
 
-class ComputeFuture(WithOutput, Future[T]):
+class ComputeFuture(WithOutput, WithUrgency[T]):
     """A `concurrent.futures.Future` that knows its task.
 
     It can be cancelled until its task is sent to the service; from then on it is running, and

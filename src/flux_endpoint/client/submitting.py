@@ -171,8 +171,9 @@ class Submitting(FuturesExecutor):
         Args:
             options: keys of a resource specification, and options of a call: `retries`, `retry_on`,
                 `retry_delay`, `time_limit`; `stdin` (text, or a `Path` of a file at the endpoint),
-                `cwd` (a path there), `env` (variables; `None` unsets one). They replace those of
-                this Executor or view; `None` removes one.
+                `cwd` (a path there), `env` (variables; `None` unsets one), `hold` (the task waits
+                until `future.release()`). They replace those of this Executor or view; `None`
+                removes one.
 
         Raises:
             ResourceSpecificationError: a key is unknown or a value invalid; the text says which.

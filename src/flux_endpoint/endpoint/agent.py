@@ -46,7 +46,12 @@ from flux_endpoint.endpoint.task_files import TaskFiles
 from flux_endpoint.endpoint.task_records import TaskRecords
 from flux_endpoint.engine.base import Engine, EngineEvent, EngineResult, EngineTask
 from flux_endpoint.logs import event, keep_bounded
-from flux_endpoint.protocol.messages import EndpointStop, OutputWanted, ReportsWanted
+from flux_endpoint.protocol.messages import (
+    EndpointStop,
+    OutputWanted,
+    ReportsWanted,
+    TaskUrgency,
+)
 from flux_endpoint.protocol.queues import EndpointQueues
 from flux_endpoint.protocol.states import ErrorCode
 
@@ -227,6 +232,8 @@ class Agent:
             self._follow(self._tasks.followed.begins(task))
         for engine_id, signum in turn.kills:
             self._engine.cancel(engine_id, signum)
+        for engine_id, urgency in turn.reordered:
+            self._engine.set_urgency(engine_id, urgency)
         self._broker.events.send(turn.job_events)
         now = time.monotonic()
         if now >= self._broker.outbox.due:
@@ -326,6 +333,8 @@ class Agent:
         if isinstance(command, EndpointStop):
             event(log, logging.INFO, "asked by the service to stop")
             self._ending.request_once(len(self._tasks.running))
+        elif isinstance(command, TaskUrgency):
+            self._tasks.set_urgency(command, turn)
         else:
             self._tasks.kill(command, turn)
 

@@ -114,13 +114,18 @@ class Turn:
     confirmed: list[str] = field(default_factory=list)
     answered: list[Delivery] = field(default_factory=list)
     job_events: list[EngineEvent] = field(default_factory=list)
+    #: Urgencies that were asked for, by task, as the journal has them.
+    urgencies: dict[str, int | None] = field(default_factory=dict)
+    #: Tasks of the engine that get another urgency.
+    reordered: list[tuple[str, int]] = field(default_factory=list)
     #: Tasks of the engine to end, or to send a signal to.
     kills: list[tuple[str, int | None]] = field(default_factory=list)
 
     @property
     def has_changes(self) -> bool:
         """Whether there is something to record."""
-        return bool(self.accepted or self.finished or self.confirmed or self.attempts)
+        changes = (self.accepted, self.finished, self.confirmed, self.attempts, self.urgencies)
+        return any(changes)
 
 
 class TurnRecorder:
@@ -200,13 +205,15 @@ class TurnRecorder:
         Raises:
             RecordError: the agent was asked to stop meanwhile.
         """
-        if turn.accepted or turn.finished or turn.attempts:
+        if turn.accepted or turn.finished or turn.attempts or turn.urgencies:
             self._until_written(self._journal.sync)
 
     def _write(self, turn: Turn) -> None:
         with self._journal.batch(durable=False):
             self._journal.accept(turn.accepted)
             self._journal.attempted(turn.attempts)
+            if turn.urgencies:
+                self._journal.set_urgencies(turn.urgencies)
             self._journal.finish(turn.finished)
             self._journal.confirmed(turn.confirmed)
         if turn.confirmed:

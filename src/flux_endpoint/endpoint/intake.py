@@ -34,6 +34,7 @@ from flux_endpoint.protocol.messages import (
     Result,
     ResultErrorDetails,
     TaskKill,
+    TaskUrgency,
     pack,
     read_json,
     unpack,
@@ -47,6 +48,7 @@ from flux_endpoint.protocol.queues import (
     RUN_OPTIONS_HEADER,
     TASK_ID_HEADER,
 )
+from flux_endpoint.protocol.resources import HELD
 from flux_endpoint.protocol.run_options import (
     RunOptions,
     RunOptionsError,
@@ -58,8 +60,10 @@ from flux_endpoint.protocol.states import ErrorCode
 log = logging.getLogger(__name__)
 
 #: Requests of the service.
-Command = TaskKill | EndpointStop | OutputWanted | ReportsWanted
+Command = TaskKill | TaskUrgency | EndpointStop | OutputWanted | ReportsWanted
 
+#: The most tasks with urgencies that were asked for.
+_MAX_URGENCIES = 100_000
 _COMMANDS = frozenset(kind.__name__ for kind in (ShellFunction, MPIFunction))
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -320,7 +324,19 @@ class TasksInFlight:
             else:
                 self.running.add(task_id)
                 self.retries.accepted(task)
-                turn.accepted.append(task)
+                turn.accepted.append(self._with_urgency(task, turn))
+
+    def _with_urgency(self, task: EngineTask, turn: Turn) -> EngineTask:
+        """Return a new task with the urgency that was asked for, with it or before it came."""
+        if task.task_id in self._journal.urgencies:
+            asked = self._journal.urgencies[task.task_id]
+        elif task.options is not None and task.options.hold:
+            asked = HELD
+        else:
+            return task
+        urgency = task.usual_urgency if asked is None else asked
+        turn.urgencies[task.task_id] = urgency
+        return replace(task, urgency=urgency)
 
     def _read(self, delivery: Delivery) -> EngineTask | RefusedTask | None:
         try:
@@ -375,6 +391,9 @@ class TasksInFlight:
         """Begin the attempts that are due."""
         for attempts in self.retries.take_due(time.monotonic()):
             task = self._journal.task(attempts.task_id)
+            # The journal does not have yet what this turn changes.
+            urgency = turn.urgencies.get(attempts.task_id, task.urgency)
+            task = replace(task, urgency=urgency)
             turn.attempts.append(attempts)
             turn.begun.append(replace(task, task_id=attempts.engine_id))
 
@@ -395,6 +414,22 @@ class TasksInFlight:
             self._kill(task_id, request.signum, turn)
         elif request.signum is None and not self._has_ended(task_id, turn):
             turn.finished.append(cancelled_before_it_came(task_id).result)
+
+    def set_urgency(self, request: TaskUrgency, turn: Turn) -> None:
+        """Set the urgency of a task, of one that has not arrived when it comes."""
+        task_id, urgency = str(request.task_id), request.urgency
+        event(log, logging.INFO, "asked to change an urgency", task_id=task_id, urgency=urgency)
+        if task_id not in self.running:
+            is_full = len(self._journal.urgencies) >= _MAX_URGENCIES  # the journal is bounded
+            if not is_full and not self._has_ended(task_id, turn):
+                turn.urgencies[task_id] = urgency
+            return
+        if urgency is None:
+            fresh = (each for each in turn.accepted if each.task_id == task_id)
+            urgency = (next(fresh, None) or self._journal.task(task_id)).usual_urgency
+        turn.urgencies[task_id] = urgency
+        if (engine_id := self.retries.engine_id(task_id)) is not None:
+            turn.reordered.append((engine_id, urgency))
 
     def _kill(self, task_id: str, signum: int | None, turn: Turn) -> None:
         engine_id = self.retries.engine_id(task_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +67,18 @@ CREATE TABLE run_options (
     is_last INTEGER NOT NULL
 )
 """
+#: Of tasks that are here, or on their way; NULL: their usual one.
+_URGENCIES = """
+CREATE TABLE urgencies (
+    task_id TEXT PRIMARY KEY,
+    urgency INTEGER,
+    at REAL NOT NULL
+)
+"""
 _SELECT_TASKS = """
 SELECT tasks.task_id, function_id, resource_specification, result_serializers, buffer, attach,
-    options
-FROM tasks LEFT JOIN run_options USING (task_id)
+    options, urgency
+FROM tasks LEFT JOIN run_options USING (task_id) LEFT JOIN urgencies USING (task_id)
 """
 
 
@@ -139,6 +147,15 @@ class Journal(RecordFile):
             )
             #: Tasks that have options.
             self._with_options = {each for (each,) in self._rows("SELECT task_id FROM run_options")}
+            self._database.execute(
+                "DELETE FROM urgencies WHERE at < ? AND task_id NOT IN (SELECT task_id FROM tasks)",
+                (time.time() - keep_done,),
+            )
+            #: Urgencies that were asked for, by task; `None`: the task's usual one.
+            self.urgencies: dict[str, int | None] = {
+                str(task_id): None if urgency is None else int(str(urgency))
+                for task_id, urgency in self._rows("SELECT task_id, urgency FROM urgencies")
+            }
 
     @property
     def lacks_earlier(self) -> bool:
@@ -208,6 +225,15 @@ class Journal(RecordFile):
             ),
         )
 
+    def set_urgencies(self, urgencies: Mapping[str, int | None]) -> None:
+        """Record urgencies that were asked for, also of tasks that are not here yet."""
+        now = time.time()
+        self.urgencies.update(urgencies)
+        self._database.executemany(
+            "INSERT OR REPLACE INTO urgencies VALUES (?, ?, ?)",
+            ((task_id, urgency, now) for task_id, urgency in urgencies.items()),
+        )
+
     def attempts(self) -> list[Attempts]:
         """Return the attempts at all unfinished tasks that have options."""
         query = "SELECT * FROM run_options"
@@ -226,11 +252,17 @@ class Journal(RecordFile):
         self._database.executemany(
             "DELETE FROM run_options WHERE task_id = ?", ((task_id,) for task_id in ended)
         )
+        if self.urgencies:
+            self._database.executemany(
+                "DELETE FROM urgencies WHERE task_id = ?", ((result.task_id,) for result in results)
+            )
 
     def confirmed(self, task_ids: Sequence[str]) -> None:
         """Remove results that the broker has confirmed; keep only their ids."""
         now = time.time()
         self._with_options.difference_update(task_ids)
+        for task_id in task_ids if self.urgencies else ():
+            self.urgencies.pop(task_id, None)
         self._database.executemany(
             "DELETE FROM results WHERE task_id = ?", ((task_id,) for task_id in task_ids)
         )
@@ -289,12 +321,14 @@ def _to_json(value: object) -> str | None:
 
 
 def _task(columns: Row) -> EngineTask:
-    task_id, function_id, resources, serializers, buffer, attach, options = columns
+    task_id, function_id, resources, serializers, buffer, attach, options, urgency = columns
     named: list[Any] = [
         None if each is None else json.loads(each)  # type: ignore[arg-type]  # written as JSON
         for each in (resources, serializers, attach)
     ]
     task = EngineTask(str(task_id), str(function_id), str(buffer), *named)
+    if urgency is not None:
+        task = replace(task, urgency=int(str(urgency)))
     if options is None:
         return task
     return replace(task, options=parse_run_options(json.loads(str(options))))
@@ -321,7 +355,7 @@ def _attempts(row: Row) -> Attempts:
 def _check_task(row: Row) -> None:
     try:
         *columns, received = row
-        task = _task([*columns, None])
+        task = _task([*columns, None, None])
         task.buffer.encode()
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
@@ -362,6 +396,13 @@ def _check_done(row: Row) -> None:
         raise ValueError("a column is of another kind")  # noqa: TRY004 - it is the value of a row
 
 
+def _check_urgency(row: Row) -> None:
+    task_id, urgency, at = row
+    _check_id(task_id)
+    if not (urgency is None or isinstance(urgency, int)) or not isinstance(at, float):
+        raise ValueError("a column is of another kind")
+
+
 def _check_id(value: object) -> None:
     if not isinstance(value, str) or str(UUID(value)) != value:
         raise ValueError(f"{str(value)[:100]!r} is no task's or function's id")
@@ -377,8 +418,9 @@ LAYOUT = Layout(
         "results": _check_result,
         "done": _check_done,
         "run_options": _check_options,
+        "urgencies": _check_urgency,
     },
     "DELETE FROM tasks WHERE task_id IN"
     " (SELECT task_id FROM results UNION ALL SELECT task_id FROM done)",
-    {"run_options": _RUN_OPTIONS},
+    {"run_options": _RUN_OPTIONS, "urgencies": _URGENCIES},
 )

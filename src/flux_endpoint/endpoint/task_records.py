@@ -13,7 +13,7 @@ from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.errors import DeserializationError
 from flux_endpoint.functions import read_command
 from flux_endpoint.logs import event
-from flux_endpoint.protocol.messages import EndpointStop, TaskKill
+from flux_endpoint.protocol.messages import EndpointStop, TaskKill, TaskUrgency
 from flux_endpoint.protocol.queues import FUNCTION_ID_HEADER, SUBMITTER_HEADER
 from flux_endpoint.serialize import JSONData, unpack_buffers
 
@@ -112,10 +112,14 @@ class TaskRecords:
                 self._latest = function, command
         return command
 
-    def requested(self, request: TaskKill | EndpointStop) -> None:
+    def requested(self, request: TaskKill | TaskUrgency | EndpointStop) -> None:
         """Record a request of the service on a user's behalf."""
         if isinstance(request, EndpointStop):
             self._audit.write("asked to stop")
+        elif isinstance(request, TaskUrgency):
+            self._audit.write(
+                "asked to change an urgency", task_id=str(request.task_id), urgency=request.urgency
+            )
         else:
             self._audit.write(
                 "asked to end a task", task_id=str(request.task_id), signum=request.signum

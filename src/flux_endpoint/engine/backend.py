@@ -111,6 +111,9 @@ class Backend(Protocol):
     def kill(self, jobid: int, signum: int) -> None:
         """Send a signal to the tasks of a running job."""
 
+    def set_urgency(self, jobid: int, urgency: int) -> None:
+        """Set the urgency of a job that waits; one that has its resources is left as it is."""
+
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """Return the `guest.exec.eventlog` of a finished job, or the part of it that exists."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flux_endpoint.protocol.job_events import OUTPUT_EVENT
+from flux_endpoint.protocol.resources import DEFAULT_URGENCY
 from flux_endpoint.protocol.run_options import RunOptions
 
 
@@ -28,6 +29,14 @@ class EngineTask:
     start_before: float | None = None
     #: `None`: the defaults. Retries are the agent's; to the engine, each attempt is another task.
     options: RunOptions | None = None
+    #: Flux's urgency, 0 (held) to 31; `None`: `usual_urgency`.
+    urgency: int | None = None
+
+    @property
+    def usual_urgency(self) -> int:
+        """Its urgency unless somebody changes it: its specification's, but not that of a hold."""
+        urgency = (self.resource_specification or {}).get("urgency")
+        return urgency if isinstance(urgency, int) and urgency else DEFAULT_URGENCY
 
     @property
     def runs_on_worker(self) -> bool:
@@ -109,6 +118,14 @@ class Engine(Protocol):
         Args:
             task_id: the task.
             signum: send this signal to the running task's processes instead of ending it.
+        """
+
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task that has not begun; unknown ids are ignored.
+
+        Args:
+            task_id: the task.
+            urgency: 0 holds it; of others, the highest start first.
         """
 
     def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:

@@ -244,8 +244,12 @@ class FluxEngine:
         """Handle a command that a worker has formatted, or could not. On the pool's thread."""
         message, jobs = json.loads(result.body[1:])["data"], self._jobs
         if jobs is not None and message["error_details"] is None:
-            formatted = replace(task, buffer=message["data"])
-            if self._index.begin_job(task.task_id, partial(jobs.submit, formatted)):
+
+            def submit(attempts: list[str], urgency: int | None) -> None:
+                known = task.urgency if urgency is None else urgency
+                jobs.submit(replace(task, buffer=message["data"], urgency=known), attempts)
+
+            if self._index.begin_job(task.task_id, submit):
                 return
         if self._index.was_cancelled(task.task_id):
             text = "TaskCancelled: the task was ended on request"
@@ -316,6 +320,17 @@ class FluxEngine:
             jobs.cancel(task_id, signum)
         elif place is not None:
             pool.cancel(task_id, signum)
+
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task that has not begun; see `Engine`."""
+        pool, jobs = self._pool, self._jobs
+        if pool is None or jobs is None:
+            return
+        place = self._index.set_urgency(task_id, urgency)
+        if place is TaskPlace.JOBS:
+            jobs.set_urgency(task_id, urgency)
+        elif place is TaskPlace.WORKERS:
+            pool.set_urgency(task_id, urgency)
 
     def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
         """Report what a running task prints; see `Engine`."""

@@ -172,6 +172,10 @@ class FluxBackend:
         """See `Backend`."""
         self._send(jobid, "job-manager.kill", {"id": int(jobid), "signum": int(signum)})
 
+    def set_urgency(self, jobid: int, urgency: int) -> None:
+        """See `Backend`; in another user's instance Flux permits at most its default, 16."""
+        self._send(jobid, "job-manager.urgency", {"id": int(jobid), "urgency": urgency})
+
     def _send(self, jobid: int, topic: str, request: dict[str, Any]) -> None:
         """Send a request about a job, without waiting for the answer."""
 

@@ -88,6 +88,10 @@ class LocalBackend:
         """See `Backend`."""
         tolerate_ended(jobid, lambda: self._local.kill_job(jobid, signum))
 
+    def set_urgency(self, jobid: int, urgency: int) -> None:
+        """See `Backend`."""
+        tolerate_ended(jobid, lambda: self._local.set_urgency(jobid, urgency))
+
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """See `Backend`."""
         return self._exec_events(jobid)

@@ -26,6 +26,8 @@ class _Known:
     attempts: list[str] = field(default_factory=list)
     #: Whether it was cancelled while its command was formatted.
     cancelled: bool = False
+    #: Set while its command was formatted.
+    urgency: int | None = None
 
 
 class TaskIndex:
@@ -70,18 +72,28 @@ class TaskIndex:
             known.cancelled = known.place is TaskPlace.FORMATTING
             return known.place
 
+    def set_urgency(self, task_id: str, urgency: int) -> TaskPlace | None:
+        """Record a task's urgency; return the part that has it and must be notified."""
+        with self._lock:
+            known = self._tasks.get(task_id)
+            if known is None:
+                return None
+            if known.place is TaskPlace.FORMATTING:
+                known.urgency = urgency
+            return known.place
+
     def place(self, task_id: str) -> TaskPlace | None:
         """Return the part that has a task."""
         known = self._tasks.get(task_id)
         return None if known is None else known.place
 
-    def begin_job(self, task_id: str, submit: Callable[[list[str]], None]) -> bool:
+    def begin_job(self, task_id: str, submit: Callable[[list[str], int | None], None]) -> bool:
         """Turn a formatted task into a job, unless it was cancelled in the meantime.
 
         Args:
             task_id: the task.
-            submit: hands it over, called with the attempts. A concurrent `cancel` waits for it, so
-                that the cancellation reaches the job.
+            submit: hands it over, called with the attempts, and the urgency that it got in the
+                meantime. A concurrent `cancel` waits for it, so that it reaches the job.
 
         Returns:
             Whether it was handed over.
@@ -91,7 +103,7 @@ class TaskIndex:
             if known is None or known.cancelled:
                 return False
             known.place = TaskPlace.JOBS
-            submit(list(known.attempts))
+            submit(list(known.attempts), known.urgency)
             return True
 
     def was_cancelled(self, task_id: str) -> bool:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, from_json
 from flux_endpoint.errors import InvalidMessageError, UnrecognizedProtocolVersionError
 from flux_endpoint.protocol.envelope import VERSION_BYTE
 from flux_endpoint.protocol.fields import Nanoseconds, ReportedObject, Seconds
+from flux_endpoint.protocol.resources import MAX_URGENCY
 from flux_endpoint.protocol.states import ActorName, TaskState
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,19 @@ class TaskKill(Message):
 
     task_id: UUID
     signum: int | None = None
+
+
+class TaskUrgency(Message):
+    """A request to this project's endpoints: change the urgency of a task that has not begun.
+
+    It is sent to endpoints that know the option `hold`, see `protocol.run_options`.
+    """
+
+    message_type: ClassVar[str] = "task_urgency"
+
+    task_id: UUID
+    #: 0 holds the task; `None`: the urgency that it was submitted with.
+    urgency: int | None = Field(default=None, ge=0, le=MAX_URGENCY)
 
 
 class EndpointStop(Message):
@@ -208,6 +222,7 @@ MESSAGES: dict[str, type[Message]] = {
         TaskEvents,
         TaskKill,
         TaskTransition,
+        TaskUrgency,
     )
 }
 

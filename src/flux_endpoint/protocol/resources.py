@@ -14,6 +14,8 @@ from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.moment import parse_moment
 
 MAX_URGENCY = 31
+#: Flux's urgencies of a job that is held, and of one without.
+HELD, DEFAULT_URGENCY = 0, 16
 #: The largest count, the limit of Flux's own counts.
 _MAX_COUNT = 2**31 - 1
 #: The most ranks of a slot. No resources limit it, and each rank is a process.
@@ -79,7 +81,7 @@ class ResourceSpecification(ResourceShape):
     walltime: float = 0.0
     queue: str | None = None
     bank: str | None = None
-    urgency: int = 16
+    urgency: int = DEFAULT_URGENCY
     environment: Mapping[str, str | None] = field(default_factory=dict)
     constraints: Mapping[str, Any] | None = None
     dependencies: tuple[str, ...] = ()

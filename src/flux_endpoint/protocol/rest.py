@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from flux_endpoint.protocol.fields import Description, JsonObject, Strategies, TaskOptions
+from flux_endpoint.protocol.resources import MAX_URGENCY
 
 API_VERSION = "1.0.0"
 MIN_SDK_VERSION = "2.0.0"
@@ -200,6 +201,20 @@ class KillTask(BaseModel):
 
 class KillAnswer(BaseModel):
     """The answer to a kill request: the task's state, and whether the endpoint was notified."""
+
+    task_id: str
+    status: str
+    delivered: bool
+
+
+class SetUrgency(BaseModel):
+    """`POST /v3/tasks/{id}/urgency`: 0 holds the task; null is what it was submitted with."""
+
+    urgency: int | None = Field(ge=0, le=MAX_URGENCY)
+
+
+class UrgencyAnswer(BaseModel):
+    """The task's state, and whether its endpoint was notified: not if it has ended."""
 
     task_id: str
     status: str

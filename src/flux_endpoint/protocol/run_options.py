@@ -22,6 +22,8 @@ MAX_CONDITIONS = 50
 _LONGEST_NAME = 200
 #: The condition that matches lost workers, nodes and jobs.
 LOST = "lost"
+#: The option with which a task is submitted held. Endpoints that know it take `TaskUrgency`.
+HOLD: Final = "hold"
 #: Seconds before the second attempt; the longest pause, unless the first one is longer.
 FIRST_PAUSE, MAX_PAUSE = 1.0, 600.0
 #: The longest first pause (s): a day.
@@ -47,6 +49,7 @@ class RunOptions:
         stdin: its standard input, or the path of a file with it; `None`: it has none.
         cwd: its working directory, absolute or below the task's own; empty: that.
         env: variables to set, or with `None` to unset.
+        hold: whether it waits until somebody releases it, or gives it an urgency.
     """
 
     retries: int = 0
@@ -56,6 +59,7 @@ class RunOptions:
     stdin: str | PurePosixPath | None = None
     cwd: str = ""
     env: Mapping[str, str | None] = field(default_factory=dict)
+    hold: bool = False
 
     @property
     def process(self) -> dict[str, Any]:
@@ -185,12 +189,19 @@ def _of_process(name: str, value: Any) -> Any:
         raise RunOptionsError(f"{name} {error}".replace(" [", "[", 1)) from None
 
 
+def _hold(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retries": _retries,
     "retry_on": _retry_on,
     "retry_delay": _retry_delay,
     "time_limit": _time_limit,
     **dict.fromkeys(PROCESS_CHECKS, _of_process),
+    HOLD: _hold,
 }
 
 #: The names of all options.

@@ -58,6 +58,7 @@ _READING = re.compile(
 _SUBMITTING = re.compile(
     "POST /v3/functions|DELETE /v2/functions/[^/]+"
     "|POST /v3/endpoints/[^/]+/(?:submit|attach)|POST /v2/tasks/[^/]+/kill"
+    "|POST /v3/tasks/[^/]+/urgency"
     "|POST /v3/cache(?:/find)?|DELETE /v3/cache"
 )
 

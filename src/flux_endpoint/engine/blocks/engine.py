@@ -197,6 +197,12 @@ class BlockEngine:
             self._follower.cancel(task_id, signum)
             self._thread.post(lambda: self._tasks.cancel(task_id, signum))
 
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task that has not begun; see `Engine`."""
+        if self._running:
+            self._follower.set_urgency(task_id, urgency)
+            self._thread.post(lambda: self._tasks.set_urgency(task_id, urgency))
+
     def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
         """Report what a running task prints; see `Engine`."""
         if self._running:

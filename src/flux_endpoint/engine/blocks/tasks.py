@@ -175,6 +175,17 @@ class BlockTasks:
                 if block.engine is not None:
                     block.engine.cancel(task_id, signum)
 
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set a task's urgency; without a block, only a hold has an effect."""
+        waiting = self._waiting.find(task_id)
+        if waiting is not None:
+            waiting.task = replace(waiting.task, urgency=urgency)
+        for block in self._blocks.values():
+            if (held := block.tasks.get(task_id)) is not None:
+                held.task = replace(held.task, urgency=urgency)
+                if block.engine is not None:
+                    block.engine.set_urgency(task_id, urgency)
+
     def _fail_cancelled(self, task_id: str) -> None:
         self.fail(task_id, ErrorCode.CANCELLED, "TaskCancelled: the task was ended on request")
 

@@ -12,7 +12,7 @@ from flux_endpoint.engine.blocks import deadline
 from flux_endpoint.engine.blocks.block import Block, Held
 from flux_endpoint.engine.config import BlocksConfig
 from flux_endpoint.errors import EngineError
-from flux_endpoint.protocol.resources import ResourceSpecification, parse_resources
+from flux_endpoint.protocol.resources import HELD, ResourceSpecification, parse_resources
 
 #: The most very short tasks that may queue per worker in a block.
 _AHEAD = 4
@@ -96,7 +96,11 @@ class WaitingTasks:
 
     def cores(self, but: Collection[str]) -> int:
         """Return the number of cores that the waiting tasks take, except those in `but`."""
-        return sum(held.cores for held in self._tasks if held.task.task_id not in but)
+        return sum(
+            held.cores
+            for held in self._tasks
+            if held.task.urgency != HELD and held.task.task_id not in but
+        )
 
     def assign(
         self, ready: Sequence[Block], but: Collection[str], now: float
@@ -118,7 +122,7 @@ class WaitingTasks:
             held = self._tasks.popleft()
             rooms = room[held.job]
             fitting = [block for block in ready if self._fits(held, block, rooms[block], now)]
-            if not fitting or held.task.task_id in but:
+            if not fitting or held.task.urgency == HELD or held.task.task_id in but:
                 left.append(held)
                 continue
             block = max(fitting, key=rooms.__getitem__)

@@ -30,6 +30,7 @@ class JobControl(Protocol):
 
     def cancel(self, jobid: int, note: str) -> None: ...  # noqa: D102
     def kill(self, jobid: int, signum: int) -> None: ...  # noqa: D102
+    def set_urgency(self, jobid: int, urgency: int) -> None: ...  # noqa: D102
     def exec_events(self, jobid: int) -> list[dict[str, Any]]: ...  # noqa: D102
     def job_usage(self, jobid: int) -> Usage | None: ...  # noqa: D102
     def sweep(self, jobid: int, variable: str) -> None: ...  # noqa: D102
@@ -77,7 +78,7 @@ class HeldTask:
 
     def placed(self, jobid: int) -> bool:
         """Give it an allocation; return whether it still wants one."""
-        if not self.future.set_running_or_notify_cancel():
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
             return False
         self.future._set_jobid(jobid)
         # Not before: a job of its own would have another one.
@@ -136,6 +137,11 @@ class HeldTask:
     def kill(self, jobid: int, signum: int) -> None:  # noqa: ARG002
         """Send a signal to the task's ranks."""
         self.on_kill(self, signum)
+
+    def set_urgency(self, jobid: int, urgency: int) -> None:  # noqa: ARG002
+        """Become a job of its own, which has an urgency, unless it has an allocation already."""
+        if not self.future.running():
+            self.declined()
 
     def exec_events(self, jobid: int) -> list[dict[str, Any]]:
         """Return the task's exec eventlog, or that of the allocation if its host is lost."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,19 @@ class Job:
         with suppress(RuntimeError, CancelledError):  # it was never submitted
             self.control.cancel(future.jobid(timeout=0), note)
 
+    def set_urgency(self, urgency: int) -> None:
+        """Set its task's urgency, and its own while it waits."""
+        self.task = replace(self.task, urgency=urgency)
+        if not self.has_resources and (self.jobid is not None or self.is_held):
+            self.control.set_urgency(self.jobid or 0, urgency)
+
+    def identified(self) -> None:
+        """Set the urgency that its task has got before the job had an id."""
+        plan, urgency = self.plan, self.task.urgency
+        is_set = not isinstance(plan, FollowPlan) and urgency == plan.request.resources.urgency
+        if urgency is not None and (self.state is JobState.FOUND or not is_set):
+            self.set_urgency(urgency)
+
     @property
     def waits(self) -> bool:
         """Whether it waits for resources and should get them."""
@@ -150,6 +163,13 @@ class Job:
     def is_followed(self) -> bool:
         """Whether somebody else submitted it and it is only followed."""
         return isinstance(self.plan, FollowPlan)
+
+    @property
+    def demand(self) -> Demand:
+        """The resources that it requests."""
+        if isinstance(self.plan, FollowPlan):
+            return Demand(self.task.task_id)  # the request of somebody else's job is unknown
+        return Demand.of(self.task.task_id, self.plan.request.resources)
 
     def details(self) -> dict[str, Any]:
         """Return what is known of its run, as entries of the result's details."""
@@ -179,6 +199,14 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class RunnerStop:
+    """Options of a runner's stop: whether jobs go on, and how long pending work may take."""
+
+    keep: bool
+    until: float
+
+
+@dataclass(frozen=True)
 class JobListener:
     """Callbacks for what becomes of tasks, called on the runner's thread.
 
@@ -193,14 +221,6 @@ class JobListener:
     on_left: Callable[[str, list[str]], None] = lambda _task_id, _attempts: None
     on_event: Callable[[EngineEvent], None] = lambda _: None
     on_demand: Callable[[JobDemand], None] = lambda _: None
-
-
-def demand_of(job: Job) -> Demand:
-    """Return the resources that a job requests."""
-    name = job.task.task_id
-    if isinstance(job.plan, FollowPlan):
-        return Demand(name)  # the request of somebody else's job is unknown
-    return Demand.of(name, job.plan.request.resources)
 
 
 def was_ended(outcome: Outcome) -> bool:

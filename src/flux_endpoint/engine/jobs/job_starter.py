@@ -84,7 +84,9 @@ class JobStarter:
             )
         prepare_process(task, plan)
         starts = prepare_output(plan)
-        shape = shape_of(plan, task.resource_specification, self._backend.resources)
+        shape = None
+        if task.urgency is None:
+            shape = shape_of(plan, task.resource_specification, self._backend.resources)
         program = plan.request.resources.job_name or ""
         if shape is not None and self._held.takes(shape, program) and not alone:
             directory = self.records.directory_of(task.task_id)

@@ -121,6 +121,8 @@ class Planner:
         if task.attach is not None:
             return FollowPlan(task.attach)
         resources = parse_resources(task.resource_specification or {})
+        if task.urgency is not None:
+            resources = replace(resources, urgency=task.urgency)
         options = task.options or RunOptions()
         if options.env:
             environment = {**resources.environment, **options.env}

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from flux_endpoint.engine.held.observations import Observations
 from flux_endpoint.engine.held.tasks import DeclinedError
 from flux_endpoint.engine.instance_state import Fate, InstanceState
 from flux_endpoint.engine.job_queue import JobQueue
-from flux_endpoint.engine.jobs.job import Ending, Job, JobListener, demand_of, is_job_exception
+from flux_endpoint.engine.jobs.job import Ending, Job, JobListener, RunnerStop, is_job_exception
 from flux_endpoint.engine.jobs.job_ends import EndReader
 from flux_endpoint.engine.jobs.job_starter import JobStarter
 from flux_endpoint.engine.jobs.plan import Planner
@@ -48,14 +47,6 @@ _CATCH_UP = 5.0
 _STOP_TIMEOUT = 5.0
 #: Errors that mean a faulty task, or missing prerequisites on this host.
 _REFUSALS = (FluxEndpointError, OSError, RuntimeError, TypeError, ValueError)
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """Options of the runner's stop: whether jobs go on, and how long pending work may take."""
-
-    keep: bool
-    until: float
 
 
 class JobRunner:
@@ -100,7 +91,7 @@ class JobRunner:
         self._may_start = True
         #: Set when nothing runs and nothing more will start.
         self._drained = threading.Event()
-        self._stopping: _Stop | None = None
+        self._stopping: RunnerStop | None = None
         self._thread = OwnerThread("job-runner", after_turn=self._after_turn)
         records = JobRecords(backend, planner.directory)
         self._held = HeldAllocations(
@@ -142,6 +133,10 @@ class JobRunner:
     def follow_output(self, task_id: str, seconds: float, known: tuple[int, int]) -> None:
         """Report what a task's job writes; see `Engine`."""
         self._thread.post(lambda: self._ends.follow(self._jobs.get(task_id), seconds, known))
+
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task's job, which has an effect as long as it waits."""
+        self._thread.post(lambda: self._set_urgency(task_id, urgency))
 
     def hold(self) -> None:
         """Start nothing more and keep waiting tasks: Flux is about to end."""
@@ -195,9 +190,9 @@ class JobRunner:
         return min(look_again, self._try_to_stop(self._stopping))
 
     def _begin_to_stop(self, *, keep: bool) -> None:
-        self._stopping = _Stop(keep, time.monotonic() + _STOP_TIMEOUT)
+        self._stopping = RunnerStop(keep, time.monotonic() + _STOP_TIMEOUT)
 
-    def _try_to_stop(self, stop: _Stop) -> float:
+    def _try_to_stop(self, stop: RunnerStop) -> float:
         """Stop unless something must be awaited; return for how many seconds at most.
 
         Otherwise jobs would not be found again, and tasks that have just ended would run again.
@@ -267,7 +262,8 @@ class JobRunner:
             job.withdraw("ended on request")
         if job.is_held:
             return
-        self._queue.add(job.jobid, demand_of(job))
+        job.identified()
+        self._queue.add(job.jobid, job.demand)
         if job.is_followed or job.has_ended:
             return
         self._starter.records.identified(job.task.task_id, job.jobid, job.output.starts)
@@ -404,6 +400,10 @@ class JobRunner:
             return
         job.want(Wish.CANCEL)
         job.withdraw("ended on request")
+
+    def _set_urgency(self, task_id: str, urgency: int) -> None:
+        if (job := self._jobs.get(task_id)) is not None:
+            job.set_urgency(urgency)
 
     def _end_if_late(self, task_id: str) -> None:
         """Withdraw a task's waiting job if its latest start has passed; else, look again then."""

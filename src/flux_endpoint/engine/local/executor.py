@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import errno
 import itertools
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any, Self
 from flux_endpoint.engine.local.event_log import EventLogEvent, JobException
 from flux_endpoint.engine.local.future import LocalExecutorFuture
 from flux_endpoint.engine.local.instance import LocalInstance
+from flux_endpoint.engine.local.job import check_urgency
 from flux_endpoint.engine.local.jobspec import read_jobspec
 from flux_endpoint.engine.local.resources import ResourcePool
 from flux_endpoint.protocol import job_events
@@ -138,6 +138,16 @@ class LocalExecutor:
             RuntimeError: the executor was shut down.
         """
         self._instance.kill(_jobid_number(jobid), signum)
+
+    def set_urgency(self, jobid: int, urgency: int) -> None:
+        """Set the urgency of a pending job, as `flux job urgency`.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+            OSError: EINVAL: it is not pending, or there is no such urgency.
+            RuntimeError: the executor was shut down.
+        """
+        self._instance.set_urgency(_jobid_number(jobid), urgency)
 
     def exec_events(self, jobid: int) -> list[EventLogEvent]:
         """Return the job's execution eventlog so far: Flux's `guest.exec.eventlog`.
@@ -317,8 +327,7 @@ class _FutureThread(threading.Thread):
         spec = read_jobspec(jobspec, pre_signed=pre_signed)
         if not isinstance(urgency, int):
             raise TypeError(f"urgency must be an integer, not {type(urgency).__name__}")
-        if not 0 <= urgency <= 31:
-            raise OSError(errno.EINVAL, "urgency range is [0:31]")
+        check_urgency(urgency)
         flags = (
             (_FLAG_PRE_SIGNED if pre_signed else 0)
             | (_FLAG_DEBUG if debug else 0)

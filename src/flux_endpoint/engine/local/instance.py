@@ -21,14 +21,13 @@ from typing import TypeVar
 from flux_endpoint.engine.local.dependencies import Dependencies
 from flux_endpoint.engine.local.event_log import TASK_USAGE, EventLogEvent
 from flux_endpoint.engine.local.job import LocalJob, LocalJobState, Watcher
-from flux_endpoint.engine.local.jobspec import LocalJobspec
+from flux_endpoint.engine.local.jobspec import LocalJobspec, seconds_of
 from flux_endpoint.engine.local.launch import Launcher
 from flux_endpoint.engine.local.pmi import MAX_RANKS, PmiServer
 from flux_endpoint.engine.local.resources import ResourcePool, UnsatisfiableError, summary
 from flux_endpoint.engine.local.scratch import ScratchDirectory
 from flux_endpoint.owner_thread import OwnerThread, ThreadStoppedError
 from flux_endpoint.processes import ProcessKeeper
-from flux_endpoint.protocol.duration import parse_duration
 from flux_endpoint.protocol.jobid import JobIdGenerator, format_jobid
 from flux_endpoint.usage import Usage
 
@@ -124,6 +123,10 @@ class LocalInstance:
         """
         self._call(lambda: self._signal_job(jobid, signum))
 
+    def set_urgency(self, jobid: int, urgency: int) -> None:
+        """Set the urgency of a pending job; see `LocalExecutor`."""
+        self._call(lambda: self._set_urgency(jobid, urgency))
+
     def exec_events(self, jobid: int) -> list[EventLogEvent]:
         """Return the events of the job's execution so far.
 
@@ -217,14 +220,26 @@ class LocalInstance:
         except UnsatisfiableError as exc:
             self._raise(job, "alloc", str(exc))
             return
+        self._enqueue(job)
+
+    def _enqueue(self, job: LocalJob) -> None:
         if job.priority > 0:  # else the job is held (urgency 0)
             heapq.heappush(self._pending, (-job.priority, job.id))
+
+    def _set_urgency(self, jobid: int, urgency: int) -> None:
+        job = self._find(jobid)
+        job.set_urgency(urgency)
+        if job.is_ready:
+            self._enqueue(job)
 
     def _schedule(self) -> float:
         """Start jobs by priority, then id, as long as the first one fits."""
         while self._pending:
-            job = self._jobs.get(self._pending[0][1])
-            if job is not None and job.state is LocalJobState.PENDING:
+            priority, jobid = self._pending[0]
+            job = self._jobs.get(jobid)
+            # A job whose urgency has changed is there more than once.
+            is_current = job is not None and -priority == job.priority
+            if job is not None and is_current and job.state is LocalJobState.PENDING:
                 assert job.spec is not None
                 assert not isinstance(job.spec.shape, str)
                 allocation = self._pool.allocate(job.spec.shape)
@@ -346,7 +361,7 @@ class LocalInstance:
         if options.get("exit-on-error") and status != 0:  # Flux looks at the first to end only
             self._raise_if_running(job, "exec", f"{what} failed and exit-on-error is set")
         first, job.task_exited = not job.task_exited, True
-        limit = _seconds(options.get("exit-timeout"), default=EXIT_TIMEOUT)
+        limit = seconds_of(options.get("exit-timeout"), default=EXIT_TIMEOUT)
         if first and limit is not None and sum(map(len, job.tasks)) > 1:
             note = f"{what} exited and exit-timeout={limit:g}s has expired"
             self._thread.after(limit, partial(self._raise_if_running, job, "exec", note))
@@ -433,13 +448,3 @@ class LocalInstance:
         self._dependencies.check(job)
         if len(self._inactive) > MAX_INACTIVE:
             self._inactive.popitem(last=False)
-
-
-def _seconds(value: object, *, default: float) -> float | None:
-    """Return a Flux Standard Duration (RFC 23) in seconds; "none" is `None`."""
-    if value == "none":
-        return None
-    try:
-        return default if value is None else parse_duration(value)
-    except ValueError:
-        return default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,17 @@ Watcher = Callable[[EventLogEvent | None], None]
 EXPEDITE = 4294967295
 
 
+def check_urgency(urgency: int) -> None:
+    """Raise OSError (EINVAL) for an urgency that there is not, as Flux does."""
+    if not 0 <= urgency <= 31:
+        raise OSError(errno.EINVAL, "urgency range is [0:31]")
+
+
+def priority_of(urgency: int) -> int:
+    """Return the priority of a job with an urgency; 0: it is held."""
+    return EXPEDITE if urgency == 31 else urgency
+
+
 class LocalJobState(enum.Enum):
     """States of a job."""
 
@@ -35,7 +47,7 @@ class LocalJob:
     def __init__(self, jobid: int, spec: LocalJobspec, urgency: int) -> None:
         self.id = jobid
         self.spec: LocalJobspec | None = spec  # dropped at the end: environments are large
-        self.priority = EXPEDITE if urgency == 31 else urgency
+        self.priority = priority_of(urgency)
         self.state = LocalJobState.PENDING
         self.events: list[EventLogEvent] = []
         #: The execution eventlog, Flux's `guest.exec.eventlog`.
@@ -50,6 +62,25 @@ class LocalJob:
         #: Whether a fatal exception is already ending it.
         self.is_ending = False
         self._watchers: list[Watcher] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits, or has waited, for resources only."""
+        return any(event.name == "depend" for event in self.events)
+
+    def set_urgency(self, urgency: int) -> None:
+        """Change the urgency of a pending job.
+
+        Raises:
+            OSError: EINVAL: it is not pending, or there is no such urgency.
+        """
+        check_urgency(urgency)
+        if self.state is not LocalJobState.PENDING:
+            raise OSError(errno.EINVAL, f"job is {self.state.value}")
+        self.priority = priority_of(urgency)
+        self.post("urgency", userid=os.getuid(), urgency=urgency)
+        if self.is_ready:
+            self.post("priority", priority=self.priority)
 
     @property
     def groups(self) -> list[str]:

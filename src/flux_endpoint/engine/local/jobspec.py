@@ -16,6 +16,7 @@ import yaml
 
 from flux_endpoint.engine.local.hostlist import expand
 from flux_endpoint.engine.local.idset import is_idset
+from flux_endpoint.protocol.duration import parse_duration
 
 _OPERATORS = ("and", "or", "not", "properties", "hostlist", "ranks")
 #: `attributes.system.shell.options.per-resource.type`
@@ -365,3 +366,13 @@ def _shape(resources: Sequence[Mapping[str, Any]], constraints: Any) -> Shape | 
         exclusive=exclusive or outer.get("exclusive", False),
         constraints=constraints,
     )
+
+
+def seconds_of(value: object, *, default: float) -> float | None:
+    """Return a Flux Standard Duration (RFC 23) in seconds; "none" is `None`."""
+    if value == "none":
+        return None
+    try:
+        return default if value is None else parse_duration(value)
+    except ValueError:
+        return default

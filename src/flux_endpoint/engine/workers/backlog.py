@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from flux_endpoint.engine.attempts import failure_text, overdue
 from flux_endpoint.engine.base import EngineResult, EngineTask
 from flux_endpoint.engine.workers.frames import Task
 from flux_endpoint.protocol.envelope import ATTEMPTS, NODE
+from flux_endpoint.protocol.resources import DEFAULT_URGENCY, HELD
 from flux_endpoint.protocol.states import ErrorCode, TaskState
 
 #: A worker is sent as many tasks as take this many seconds.
@@ -69,6 +70,8 @@ class TaskEntry:
 
     task: EngineTask
     on_result: Callable[[EngineResult], None]
+    #: 0 (held) to 31; see `EngineTask`.
+    urgency: int = DEFAULT_URGENCY
     #: Whether a worker only formats its command.
     formats: bool = False
     #: Why each earlier attempt has failed.
@@ -81,6 +84,99 @@ class TaskEntry:
     #: What that attempt has printed, as entries of a result's details.
     printed: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.task.urgency is not None and not self.formats:
+            self.urgency = self.task.urgency
+
+    def header(self) -> dict[str, Any]:
+        """Return what a manager and its worker get of it besides its buffer."""
+        task = self.task
+        header: dict[str, Any] = {"id": task.task_id}
+        if task.result_serializers:
+            header["rs"] = task.result_serializers
+        if self.formats:
+            header["format"] = True
+        if self.attempts:
+            header["attempt"] = len(self.attempts) + 1
+        if task.start_before is not None:
+            header["before"] = task.start_before
+        if task.options is not None and not self.formats:
+            if task.options.time_limit:
+                header["limit"] = task.options.time_limit
+            if process := task.options.process:
+                header["process"] = process
+        return header
+
+
+class UrgencyQueue:
+    """Waiting tasks by urgency, and of one urgency in their order; held ones wait apart.
+
+    Almost all tasks have the default, so that one costs what a plain queue does.
+    """
+
+    def __init__(self) -> None:
+        self._usual: deque[TaskEntry] = deque()
+        #: Tasks of other urgencies; none of these queues is empty.
+        self._others: dict[int, deque[TaskEntry]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of tasks that are not held."""
+        return len(self._usual) + (self._prior if self._others else 0)
+
+    @property
+    def _prior(self) -> int:
+        return sum(len(tasks) for urgency, tasks in self._others.items() if urgency != HELD)
+
+    def __iter__(self) -> Iterator[TaskEntry]:
+        """Yield all tasks, held ones last."""
+        for urgency in sorted({*self._others, DEFAULT_URGENCY}, reverse=True):
+            yield from self._queue(urgency)
+
+    @property
+    def held(self) -> int:
+        """Number of held tasks."""
+        return len(self._others.get(HELD, ()))
+
+    def append(self, entry: TaskEntry) -> None:
+        """Append a task to those of its urgency."""
+        self._queue(entry.urgency).append(entry)
+
+    def appendleft(self, entry: TaskEntry) -> None:
+        """Put a task before those of its urgency."""
+        self._queue(entry.urgency).appendleft(entry)
+
+    def popleft(self) -> TaskEntry:
+        """Remove and return the first task that is not held."""
+        highest = max(self._others, default=HELD)
+        if highest > DEFAULT_URGENCY or not self._usual:
+            entry = self._others[highest].popleft()
+            self._drop_empty(highest)
+            return entry
+        return self._usual.popleft()
+
+    def remove(self, entry: TaskEntry) -> None:
+        """Remove a task."""
+        self._queue(entry.urgency).remove(entry)
+        self._drop_empty(entry.urgency)
+
+    def discard(self, task_ids: Container[str]) -> None:
+        """Remove the tasks with these ids."""
+        for urgency in (*self._others, DEFAULT_URGENCY):
+            queue = self._queue(urgency)
+            left = [each for each in queue if each.task.task_id not in task_ids]
+            queue.clear()
+            queue.extend(left)
+            self._drop_empty(urgency)
+
+    def _queue(self, urgency: int) -> deque[TaskEntry]:
+        if urgency == DEFAULT_URGENCY:
+            return self._usual
+        return self._others.setdefault(urgency, deque())
+
+    def _drop_empty(self, urgency: int) -> None:
+        if urgency in self._others and not self._others[urgency]:
+            del self._others[urgency]
+
 
 class TaskBacklog:
     """The tasks that no manager has, in the order in which they should run.
@@ -91,7 +187,7 @@ class TaskBacklog:
     """
 
     def __init__(self, retries: int, on_left: Callable[[str, list[str]], None]) -> None:
-        self._entries: deque[TaskEntry] = deque()
+        self._entries = UrgencyQueue()
         self._retries = retries
         self._on_left = on_left
         #: The earliest `start_before` of the tasks, in seconds since the epoch.
@@ -99,7 +195,20 @@ class TaskBacklog:
         self._closed = False
 
     def __len__(self) -> int:
+        """Return the number of tasks that may start."""
         return len(self._entries)
+
+    @property
+    def held(self) -> int:
+        """Number of tasks that wait until somebody releases them."""
+        return self._entries.held
+
+    def set_urgency(self, entry: TaskEntry, urgency: int) -> None:
+        """Set the urgency of a waiting task; it comes after the others of that urgency."""
+        if urgency != entry.urgency:
+            self._entries.remove(entry)
+            entry.urgency = urgency
+            self._entries.append(entry)
 
     def append(self, entry: TaskEntry) -> None:
         """Append a task."""
@@ -149,9 +258,7 @@ class TaskBacklog:
         """Remove and return the tasks with these ids, which managers have."""
         found = [each for each in self._entries if each.task.task_id in task_ids]
         if found:
-            self._entries = deque(
-                each for each in self._entries if each.task.task_id not in task_ids
-            )
+            self._entries.discard(task_ids)
         return found
 
     def cancel(self, entry: TaskEntry) -> None:
@@ -169,7 +276,7 @@ class TaskBacklog:
         _fail(entry, ErrorCode.REMOTE_EXECUTION, text, details)
 
     def fail_all(self, text: str) -> None:
-        """Fail all tasks: there will be no workers."""
+        """Fail all tasks that may start: there will be no workers."""
         while self._entries:
             _fail(self._entries.popleft(), ErrorCode.WORKER_LOST, text)
 
@@ -198,9 +305,10 @@ class TaskBacklog:
         self._closed = True
 
     def leave_all(self) -> None:
-        """Leave all waiting tasks to others."""
-        while self._entries:
-            self.leave(self._entries.popleft())
+        """Leave all waiting tasks to others, also those that are held."""
+        entries, self._entries = list(self._entries), UrgencyQueue()
+        for entry in entries:
+            self.leave(entry)
 
 
 class NodeQueue:

@@ -21,6 +21,7 @@ from flux_endpoint.engine.workers.frames import combined, divided
 from flux_endpoint.engine.workers.spool import EndHeader
 from flux_endpoint.engine.workers.states import MANAGER_STATES, ManagerChange, ManagerState
 from flux_endpoint.protocol.envelope import compact_json
+from flux_endpoint.protocol.resources import HELD
 
 log = logging.getLogger(__name__)
 
@@ -372,7 +373,7 @@ class TaskDistributor:
             buffers: list[bytes] = []
             for _ in range(min(count, _BATCH, len(self._waiting))):
                 entry = self._waiting.take()
-                headers.append(_header_of(entry))
+                headers.append(entry.header())
                 buffers.append(entry.task.buffer.encode())
                 if not manager.tasks:
                     manager.activity.quiet_since = time.monotonic()
@@ -408,6 +409,20 @@ class TaskDistributor:
         self._send(manager.manager_id, [b"return", b"%d" % count])
         manager.activity.quiet_since = time.monotonic()
 
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task that has not begun; unknown ids are ignored.
+
+        A manager's task is not started in another order, but taken back if it is held now.
+        """
+        waiting = self._waiting.find(task_id)
+        if waiting is not None:
+            self._waiting.set_urgency(waiting, urgency)
+        for manager in self._managers:
+            if (entry := manager.tasks.get(task_id)) is not None:
+                entry.urgency = urgency
+                if urgency == HELD:
+                    self._send(manager.manager_id, [b"take", task_id.encode()])
+
     def unserved(self, now: float) -> int:
         """Return the number of tasks that find no worker."""
         return len(self._waiting) + sum(manager.surplus for manager in self._stuck(now))
@@ -425,22 +440,3 @@ class TaskDistributor:
     @property
     def _managers(self) -> list[ManagerRecord]:
         return list(self._by_id.values())
-
-
-def _header_of(entry: TaskEntry) -> dict[str, Any]:
-    task = entry.task
-    header: dict[str, Any] = {"id": task.task_id}
-    if task.result_serializers:
-        header["rs"] = task.result_serializers
-    if entry.formats:
-        header["format"] = True
-    if entry.attempts:
-        header["attempt"] = len(entry.attempts) + 1
-    if task.start_before is not None:
-        header["before"] = task.start_before
-    if task.options is not None and not entry.formats:
-        if task.options.time_limit:
-            header["limit"] = task.options.time_limit
-        if process := task.options.process:
-            header["process"] = process
-    return header

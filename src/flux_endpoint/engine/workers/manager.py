@@ -150,6 +150,8 @@ class Manager:
                 case b"return":
                     returned = self._staff.give_back(int(parts[0]))
                     self._link.send(b"returned", *_encoded(returned))
+                case b"take":
+                    self._link.send(b"returned", *_encoded(self._staff.take(parts[0].decode())))
                 case b"held?":
                     self._report_holdings(parts[0])
                 case b"go":

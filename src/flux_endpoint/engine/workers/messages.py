@@ -6,7 +6,7 @@ From the pool:
 - `go`, ids: tasks may start from now on; the tasks with these ids are to be dropped.
 - `tasks`, a JSON object, then the tasks' buffers: their `headers`, and the `sizes` of the buffers,
   which are `frames.combined`.
-- `return`, number of tasks that should be given back if they have not begun.
+- `return`, number of tasks that should be given back if they have not begun; `take`, the id of one.
 - `safe`, ids with spaces between them: the ends of these tasks are on disk.
 - `follow`, a JSON object: send what the task `id` prints for some `seconds`; the bytes of both
   streams that are `known`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -31,7 +30,7 @@ from flux_endpoint.engine.workers.lifecycle import ManagerLifecycle, PoolStop
 from flux_endpoint.engine.workers.manager_registry import ManagerRegistry
 from flux_endpoint.engine.workers.pool_inbox import PoolInbox
 from flux_endpoint.engine.workers.pool_socket import PoolSocket
-from flux_endpoint.engine.workers.sizing import Limits
+from flux_endpoint.engine.workers.sizing import Limits, WaitReporter
 from flux_endpoint.engine.workers.sleep import POOL_PAUSE, milliseconds_until
 from flux_endpoint.engine.workers.spool import SpooledEnd
 from flux_endpoint.engine.workers.states import ManagerState
@@ -41,25 +40,6 @@ log = logging.getLogger(__name__)
 
 #: The most running tasks that the status lists.
 _MAX_LISTED = 1000
-
-
-class WaitReporter:
-    """Reports since when tasks wait for workers whose job waits for resources.
-
-    Args:
-        on_change: called with the monotonic time; infinity when none wait any more.
-    """
-
-    def __init__(self, on_change: Callable[[float], None]) -> None:
-        self._on_change = on_change
-        self._since = math.inf
-
-    def observe(self, now: float, *, waits: bool) -> None:
-        """Take whether tasks wait now."""
-        since = min(self._since, now) if waits else math.inf
-        if since != self._since:
-            self._since = since
-            self._on_change(since)
 
 
 class WorkerPool:
@@ -181,6 +161,10 @@ class WorkerPool:
         With `signum`, only send that signal to the processes of a running task.
         """
         self._tell(lambda: self._cancel(task_id, signum))
+
+    def set_urgency(self, task_id: str, urgency: int) -> None:
+        """Set the urgency of a task that has not begun; 0 holds it."""
+        self._tell(lambda: self._distributor.set_urgency(task_id, urgency))
 
     def follow_output(self, request: dict[str, Any]) -> None:
         """Follow a task's output: the managers get the request, and one of them has the task."""
@@ -313,8 +297,8 @@ class WorkerPool:
         return {
             **self._registry.counters(),
             "workers_error": self._lifecycle.starts.failure,
-            "pending_tasks": len(self._waiting),
-            "outstanding_tasks": held + len(self._waiting),
+            "pending_tasks": len(self._waiting) + self._waiting.held,
+            "outstanding_tasks": held + len(self._waiting) + self._waiting.held,
         }
 
     # Messages from the managers

@@ -7,7 +7,8 @@ others start when tasks wait, in pieces that fit the backlog, and end after a lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flux_endpoint.engine.backend import Resources
@@ -232,3 +233,22 @@ def to_withdraw(
     elif surprising:  # another job has the resources that seem to be free
         step.stalled(max(piece.workers for piece in surprising))
     return [piece.name for piece in (*needless, *stalled)]
+
+
+class WaitReporter:
+    """Reports since when tasks wait for workers whose job waits for resources.
+
+    Args:
+        on_change: called with the monotonic time; infinity when none wait any more.
+    """
+
+    def __init__(self, on_change: Callable[[float], None]) -> None:
+        self._on_change = on_change
+        self._since = math.inf
+
+    def observe(self, now: float, *, waits: bool) -> None:
+        """Take whether tasks wait now."""
+        since = min(self._since, now) if waits else math.inf
+        if since != self._since:
+            self._since = since
+            self._on_change(since)

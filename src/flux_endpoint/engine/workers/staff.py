@@ -352,15 +352,23 @@ class Staff:
 
     def cancel(self, task_id: str) -> None:
         """End a task, wherever it is."""
+        if (worker := self._settled(task_id)) is not None:
+            self._termination.end(worker, task_id)
+        elif self._queue.remove({task_id}):
+            self._ends.cancelled(task_id)
+
+    def take(self, task_id: str) -> list[str]:
+        """Remove a task that has not begun; return its id, or nothing."""
+        self._settled(task_id)
+        return [task_id] if self._queue.remove({task_id}) else []
+
+    def _settled(self, task_id: str) -> WorkerHandle | None:
+        """Return the worker that runs a task; its other tasks are put back, and not affected."""
         for worker in self._workers:
             if task_id in worker.tasks:
-                self._settle(worker)  # its other tasks are not affected
-                if task_id in worker.tasks:
-                    self._termination.end(worker, task_id)
-                    return
-                break
-        if self._queue.remove({task_id}):
-            self._ends.cancelled(task_id)
+                self._settle(worker)  # it may have gone on to another task
+                return worker if task_id in worker.tasks else None
+        return None
 
     def terminate(self, reason: str) -> list[str]:
         """Send SIGTERM to all tasks, because the node is about to end; return those not begun.
@@ -378,10 +386,8 @@ class Staff:
 
     def signal(self, signum: int, task_id: str) -> None:
         """Send a signal to the processes that a running task started, or to a Python function."""
-        for worker in self._workers:
-            if task_id in worker.tasks:
-                self._settle(worker)  # the worker may have gone on to another task
-                self._termination.signal(worker, signum, task_id)
+        if (worker := self._settled(task_id)) is not None:
+            self._termination.signal(worker, signum, task_id)
 
     # Timers
 

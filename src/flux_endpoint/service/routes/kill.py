@@ -1,4 +1,7 @@
-"""Route to end a task: by a command to its endpoint, or by the service if that is offline."""
+"""Routes to end a task and to change its urgency: by commands to its endpoint.
+
+If that is offline, the service ends a task itself.
+"""
 
 import time
 from uuid import UUID
@@ -7,8 +10,15 @@ from fastapi import APIRouter
 
 from flux_endpoint.errors import AmqpError, ServiceError
 from flux_endpoint.protocol import queues
-from flux_endpoint.protocol.messages import Result, ResultErrorDetails, TaskKill, pack
-from flux_endpoint.protocol.rest import KillAnswer, KillTask
+from flux_endpoint.protocol.messages import (
+    Result,
+    ResultErrorDetails,
+    TaskKill,
+    TaskUrgency,
+    pack,
+)
+from flux_endpoint.protocol.rest import KillAnswer, KillTask, SetUrgency, UrgencyAnswer
+from flux_endpoint.protocol.run_options import HOLD
 from flux_endpoint.protocol.states import ErrorCode
 from flux_endpoint.service.commands import command_endpoint
 from flux_endpoint.service.context import Service, ServiceContext
@@ -17,6 +27,7 @@ from flux_endpoint.service.identity import Caller
 from flux_endpoint.service.results import STORED_HEADER
 from flux_endpoint.service.routes.tasks import TaskId, owned
 from flux_endpoint.service.store import dependencies, endpoints, tasks
+from flux_endpoint.service.store.users import User
 
 router = APIRouter()
 
@@ -29,9 +40,7 @@ def kill(
 ) -> KillAnswer:
     """End a task, or send a signal to its processes. A task that has ended stays unchanged."""
     signum = request.signum if request else None
-    with service.database.read() as connection:
-        task = owned(connection, task_id, caller, service.settings.keep_tasks)
-        endpoint = endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
+    task, endpoint = _found(service, task_id, caller)
     if task.completed_at is not None:
         return KillAnswer(task_id=task_id, status=task.status, delivered=False)
     if endpoint is None or not endpoint.is_own_make:
@@ -55,9 +64,50 @@ def kill(
     )
     if signum is None and not endpoint.is_online(time.time()):
         _end(service, task_id, task.endpoint_id)
+    task, _ = _found(service, task_id, caller)
+    return KillAnswer(task_id=task_id, status=task.status, delivered=True)
+
+
+@router.post("/v3/tasks/{task_id}/urgency")
+def set_urgency(
+    task_id: TaskId, service: Service, caller: Caller, request: SetUrgency
+) -> UrgencyAnswer:
+    """Change the urgency of a task that has not begun; 0 holds it, null is its usual one.
+
+    The endpoint of a task that waits for others keeps it until the task arrives.
+    """
+    task, endpoint = _found(service, task_id, caller)
+    if task.completed_at is not None:
+        return UrgencyAnswer(task_id=task_id, status=task.status, delivered=False)
+    if endpoint is None or endpoint.refused_options([HOLD]):
+        own = endpoint is not None and endpoint.is_own_make
+        why = "of an earlier release" if own else "not one of Flux Endpoint"
+        name = endpoint.public_id if endpoint else task.endpoint_id
+        raise ServiceError(
+            f"the urgency of task {task_id} can't be changed: its endpoint {name} is {why}",
+            http_status=409,
+            code="URGENCY_NOT_SUPPORTED",
+            field="task_id",
+        )
+    message = TaskUrgency(task_id=UUID(task_id), urgency=request.urgency)
+    command_endpoint(service, task.endpoint_id, pack(message))
+    service.audit.did(
+        "asked to change an urgency",
+        caller.name,
+        endpoint_id=task.endpoint_id,
+        task_id=task_id,
+        urgency=request.urgency,
+    )
+    return UrgencyAnswer(task_id=task_id, status=task.status, delivered=True)
+
+
+def _found(
+    service: ServiceContext, task_id: str, caller: User
+) -> tuple[tasks.StoredTask, endpoints.Endpoint | None]:
+    """Return one of the caller's tasks, and its endpoint."""
     with service.database.read() as connection:
         task = owned(connection, task_id, caller, service.settings.keep_tasks)
-    return KillAnswer(task_id=task_id, status=task.status, delivered=True)
+        return task, endpoints.get_endpoint(connection, task.endpoint_id, deleted=True)
 
 
 def _end(service: ServiceContext, task_id: str, endpoint_id: str) -> None:
