@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import pytest
 
 from flux_endpoint.client.registry import serialize_call
-from flux_endpoint.data import SharedDirectory, is_reference
+from flux_endpoint.data import SharedDirectory, is_reference, stores
 from flux_endpoint.engine.task import Failure, TaskRunner, TaskSettings, Value
 from flux_endpoint.errors import DataStoreError, DeserializationError
 from flux_endpoint.functions.transport import read_arguments
@@ -60,6 +62,18 @@ def test_a_handle_is_its_object_wherever_it_stands(run, store, serializer):
     end = run(lambda a, b: (a[0] is a[1], a[0] == b["b"]), [handle, handle], b={"b": handle})
     assert serializer.deserialize(end.data) == (True, True)
     assert count(store) == 1
+
+
+def test_sending_a_handle_prolongs_the_lifetime(store, serializer, monkeypatch):
+    monkeypatch.setattr(stores, "_PERIOD", 0.0)
+    handle = store.put(LARGE)
+    (file,) = store.directory.iterdir()
+    soon = time.time() + 60
+    os.utime(file, (soon, soon))
+    serialize_call(serializer, "f", (handle,), {}, may_be_command=False)
+    assert file.stat().st_mtime > soon + 6 * 86_400
+    handle.delete()
+    assert serializer.serialize(handle)  # whoever reads it says that it is gone
 
 
 def test_a_large_result_goes_to_the_store_of_the_call(run, store, serializer):

@@ -191,6 +191,11 @@ class FilePlace(Place):
             return False
         return True
 
+    def prolong(self, lifetime: float) -> None:
+        """Set the end of its lifetime; who reads a file that is gone says so."""
+        with suppress(OSError):  # e.g. a directory that is not visible here
+            self.extend(min(time.time() + lifetime, NEVER))
+
     def read(self) -> Buffer:
         """Return the bytes of the file: mapped, so that workers of a node share the memory."""
         try:

@@ -24,6 +24,9 @@ class Place(ABC):
             DataStoreError: it is not there, can't be read, or is damaged.
         """
 
+    def prolong(self, lifetime: float) -> None:  # noqa: B027 - not every store knows lifetimes
+        """Keep it for so many seconds from now on at least, if it is there and this is possible."""
+
     @abstractmethod
     def remove(self) -> None:
         """Remove it; it may be gone.

@@ -33,19 +33,25 @@ class StoredData(Generic[_Data]):
     Args:
         place: where the object is.
         size: its bytes there.
+        lifetime: seconds for which the object is kept; sending the handle prolongs it.
 
     Attributes:
         size: its bytes in the store.
     """
 
-    def __init__(self, place: Place, size: int) -> None:
+    def __init__(self, place: Place, size: int, lifetime: float) -> None:
         self._place = place
         self.size = size
+        self._lifetime = lifetime
+        self._period_ends = time.monotonic() + lifetime * _PERIOD
 
     def __repr__(self) -> str:
         return f"<StoredData {shown_size(self.size)} {self._place}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if time.monotonic() >= self._period_ends:
+            self._period_ends = time.monotonic() + self._lifetime * _PERIOD
+            self._place.prolong(self._lifetime)
         return load_stored, (self._place,)
 
     def __copy__(self) -> StoredData[_Data]:
@@ -144,7 +150,7 @@ class DataStore(ABC):
                 f"an object of type '{type(data).__name__}' can't be stored: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return StoredData(*self._keep(encoded, seconds))
+        return StoredData(*self._keep(encoded, seconds), seconds)
 
     def offload(self, value: Any) -> Any:
         """Return a value that is small, or the handle of one that has been written to the store.
@@ -164,7 +170,7 @@ class DataStore(ABC):
             return value
         if encoded.content <= self.threshold:
             return value
-        return StoredData(*self._keep(encoded, self.lifetime))
+        return StoredData(*self._keep(encoded, self.lifetime), self.lifetime)
 
     def call(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the arguments of a call as they are to be serialized; large ones are stored.
