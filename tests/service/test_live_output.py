@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from flux_endpoint.engine.results import output_details
 from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.errors import ServiceError
-from flux_endpoint.protocol.limits import MAX_OUTPUT
 from flux_endpoint.protocol.operations import BEYOND, OutputAnswer, StreamPart
+from flux_endpoint.service import live_output
 from flux_endpoint.service.changes import Outcome, ReportedEnd
 from flux_endpoint.service.live_output import (
     AGAIN,
@@ -94,10 +94,13 @@ def test_parts_without_text_take_no_memory_without_end():
 
 
 @pytest.mark.parametrize("letter", ["x", "ä", "€", "😀", "\\xff"])
-def test_all_that_is_followed_takes_limited_memory(letter):
+def test_all_that_is_followed_takes_limited_memory(letter, monkeypatch):
+    most, size = 1 << 20, 1 << 16
+    monkeypatch.setattr(live_output, "_MOST_OF_ALL", most)
+    monkeypatch.setattr(live_output, "_MOST_KEPT", size)
     live = LiveOutput()
-    text = letter * (MAX_OUTPUT // len(letter))
-    end = MAX_OUTPUT if letter == "\\xff" else len(text.encode())
+    text = letter * (size // len(letter))
+    end = size if letter == "\\xff" else len(text.encode())
     for number in range(100):
         live.follow(str(number), str(number))
         live.output_arrived(str(number), {"stdout": [0, end, text], "stderr": [0, end, text]})
@@ -105,7 +108,7 @@ def test_all_that_is_followed_takes_limited_memory(letter):
         for stream in task.all_streams():
             assert stream.end == end
     parts = [p for t in live._tasks.values() for s in t.all_streams() for p in s._parts]
-    assert sum(sys.getsizeof(part.text) for part in parts) <= 64 << 20
+    assert sum(sys.getsizeof(part.text) for part in parts) <= most
     last = live.known("0", NOTHING)[1]["stdout"]
     assert last.end == end
     assert text.endswith(last.text)
