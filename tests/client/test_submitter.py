@@ -252,7 +252,7 @@ def test_large_payloads_go_out_in_several_requests(service: Any, executor: Execu
     gate = Gate(service)
     futures = [executor.submit(double, 0)]
     assert gate.reached.wait(TIMEOUT)
-    futures += [executor.submit(double, b"x" * (4 * 2**20)) for _ in range(6)]
+    futures += [executor.submit(double, b"x" * 2**19) for _ in range(6)]
     gate.open.set()
     for future in futures:
         assert future.wait_submitted(TIMEOUT)
@@ -260,7 +260,7 @@ def test_large_payloads_go_out_in_several_requests(service: Any, executor: Execu
         sum(len(payload) for payloads in request.body["tasks"].values() for payload in payloads)
         for request in service.submissions()
     ]
-    assert max(sizes) <= 16 * 2**20
+    assert max(sizes) <= 2 * 2**20
     assert len(sizes) == 4
 
 

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 _Needs = dict[str, list[dict[str, Any] | None]]
 
-#: The largest total size of the payloads of one request, in characters.
-MAX_BATCH_BYTES = 16 * 2**20
+#: The largest total size of the payloads of one request, in characters. A larger task goes alone.
+#: The endpoint gets a request's tasks when the service has stored all of them.
+MAX_BATCH_BYTES = 2 * 2**20
 
 # HTTP status of a temporary refusal: the user has too many tasks, or makes too many requests.
 _NO_ROOM = 429
