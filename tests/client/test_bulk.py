@@ -205,6 +205,26 @@ def test_waiting_asks_for_old_calls_no_longer_than_it_may(service: Any, executor
     assert group.wait()
 
 
+def test_a_task_that_can_not_be_ended_keeps_no_other_from_its_end(
+    service: Any, executor: Executor
+) -> None:
+    ids = [task_id(each) for each in range(30)]
+    group_id = "00000000-0000-4000-8000-00000000000d"
+    service.groups[group_id] = ids
+
+    def react(request: Any) -> Any:
+        if request.path.startswith("/v3/tasks?"):
+            return 200, {"tasks": [{"task_id": each} for each in ids]}
+        if request.path == f"/v2/tasks/{ids[0]}/kill":
+            return 409, {"status": "Failed", "code": "KILL_NOT_SUPPORTED", "reason": "too old"}
+        return None
+
+    service.react = react
+    with pytest.raises(ServiceError, match="too old"):
+        executor.task_group(group_id).cancel()
+    assert {each.path for each in service.seen("/kill")} == {f"/v2/tasks/{i}/kill" for i in ids}
+
+
 def test_unusable_calls_are_refused(service: Any, executor: Executor) -> None:
     with pytest.raises(ValueError, match="at least one iterable"):
         executor.bulk_submit(double)

@@ -23,7 +23,7 @@ from flux_endpoint.client.registry import FunctionRegistration, serialize_call
 from flux_endpoint.client.results import STATUS_CHUNK, TaskEnd, resolve
 from flux_endpoint.client.submitter import Submitter
 from flux_endpoint.client.threads import janitor, on_client_thread
-from flux_endpoint.errors import DependencyFailed
+from flux_endpoint.errors import DependencyFailed, ServiceError
 
 if TYPE_CHECKING:
     from flux_endpoint.client.executor import Executor
@@ -196,16 +196,27 @@ class TaskGroup(Sequence[ComputeFuture]):
             The number of calls that were ended, or whose endpoint was asked to end them.
 
         Raises:
-            ServiceError: the service refuses, e.g. with the code `KILL_NOT_SUPPORTED`.
+            ServiceError: the service refuses some of them, e.g. with the code `KILL_NOT_SUPPORTED`;
+                this is the first error, and the others were ended.
             ServiceUnreachableError: the service can't be reached.
             RuntimeError: this is a forked child.
         """
         ids = [self._calls.task_id(index) for index in self.unfinished()]
         threads = ThreadPoolExecutor(_KILLS_AT_A_TIME, thread_name_prefix="cancel")
         try:
-            return sum(bool(each.get("delivered")) for each in threads.map(self._api.kill, ids))
+            answers = list(threads.map(self._kill, ids))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+        for each in answers:
+            if isinstance(each, ServiceError):
+                raise each
+        return sum(bool(each) for each in answers)
+
+    def _kill(self, task_id: str) -> bool | ServiceError:
+        try:
+            return bool(self._api.kill(task_id).get("delivered"))
+        except ServiceError as error:
+            return error
 
     # The parts of the above.
 
