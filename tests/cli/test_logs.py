@@ -10,6 +10,8 @@ from tests.cli.conftest import COMMAND, PATIENCE, WAIT
 from tests.cli.test_attach import prints_at
 
 from flux_endpoint import ShellFunction
+from flux_endpoint.cli.task_output import last_lines_and_new
+from flux_endpoint.protocol.operations import OutputAnswer, StreamPart
 from flux_endpoint.serialize import ComputeSerializer, PureSourceTextInspect
 from foreground import interrupt
 from waiting import until
@@ -216,3 +218,30 @@ def test_the_output_of_functions_is_a_separate_log(lab):
     assert lab.out("logs", "lab/output") == "printed by a function\n"
     assert "lab/output | printed by a function\n" in lab.out("logs")
     assert lab.out("logs", "lab") == LINES
+
+
+class Answers:
+    """The service, whose task prints these parts."""
+
+    def __init__(self, *texts):
+        self.texts = list(texts)
+
+    def output(self, task_id, *, attempt, stdout, stderr):
+        text = self.texts.pop(0)
+        part = StreamPart(begin=stdout, end=stdout + len(text), text=text)
+        return OutputAnswer(ended=not self.texts, stdout=part)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(9, ["a", "bc", "d", "ef"]), (1, ["bc", "d", "ef"]), (0, ["c", "d", "ef"])],
+)
+def test_followed_output_begins_with_the_last_lines(count, shown):
+    parts = last_lines_and_new(Answers("a\nb", "c\nd\ne", "f"), "id", count)
+    assert list(parts) == [(0, line) for line in shown]
+
+
+def test_a_line_that_does_not_end_is_shown_in_parts():
+    dots = "." * 50_000
+    lines = [line for _, line in last_lines_and_new(Answers(dots, dots, dots, "\n"), "id", 1)]
+    assert lines == [2 * dots, dots]

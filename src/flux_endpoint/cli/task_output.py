@@ -20,6 +20,8 @@ from flux_endpoint.protocol.operations import (
     attempt_note,
 )
 
+#: The most characters of a line that is not over; then it is yielded in parts.
+_LONGEST = 64 << 10
 #: The names of the streams.
 STREAMS = ("stdout", "stderr")
 
@@ -97,12 +99,16 @@ def last_lines_and_new(api: OperatorApi, task_id: str, count: int) -> Iterator[t
         *lines, rests[name] = f"{rests[name]}{note}{each.part.text}".split("\n")
         if name not in begun:
             begun.add(name)
+            rests[name] = rests[name] if count else ""
             wanted = count - bool(rests[name])
             lines = lines[-wanted:] if wanted > 0 else []
+        if len(rests[name]) > _LONGEST:
+            lines.append(rests[name])
+            rests[name] = ""
         for line in lines:
             yield STREAMS.index(name), line
     for name in STREAMS:
-        if rests[name] and count:
+        if rests[name]:
             yield STREAMS.index(name), rests[name]
 
 
