@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +248,19 @@ def test_bodies_of_a_medium_size_use_files_only_without_memory() -> None:
     assert (third.in_file, arriving.free) == (MEDIUM_BYTES + 1, 100_000)
     for each in (second, third):
         each.close()
+
+
+def test_a_body_in_tiny_pieces_takes_little_more_memory_than_its_size() -> None:
+    spool = _Spool(_ArrivingMemory(0))
+    pieces = [bytes(each) for each in zip(range(250), range(250), strict=True)] * (
+        SMALL_BYTES // 500
+    )
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            spool.append(bytes(bytearray(piece)))  # a new object, as a received piece is
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 4 * SMALL_BYTES
+    assert spool.read() == b"".join(pieces)
