@@ -59,6 +59,19 @@ def test_what_is_written_again_meanwhile_stays(old, store, monkeypatch):
     assert old.stat().st_mtime > time.time()
 
 
+def test_what_another_program_removes_meanwhile_is_no_error(old, monkeypatch, caplog):
+    rename = Path.rename
+
+    def taken(self, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        self.rename(target).unlink()
+        return target
+
+    monkeypatch.setattr(Path, "rename", taken)
+    assert cleaning.prune() == 0
+    assert not caplog.text
+
+
 def test_other_files_are_not_touched(old, store):
     others = [
         store.directory / name

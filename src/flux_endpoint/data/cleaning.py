@@ -126,12 +126,12 @@ def _remove_unless_extended(path: Path, before: float) -> bool:
     aside = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         path.rename(aside)
-    except FileNotFoundError:
+        if aside.lstat().st_mtime >= before:
+            aside.rename(path)
+            return False
+        aside.unlink()
+    except FileNotFoundError:  # another program removes it
         return False
-    if aside.lstat().st_mtime >= before:
-        aside.rename(path)
-        return False
-    aside.unlink()
     return True
 
 
