@@ -115,6 +115,26 @@ def test_all_that_is_followed_takes_limited_memory(letter, monkeypatch):
     assert last.begin == end - len(last.text.encode()) or not last.text
 
 
+def test_what_comes_after_a_gap_waits_also_if_as_much_as_can_be_is_kept(monkeypatch):
+    most = 1 << 14
+    monkeypatch.setattr(live_output, "_MOST_KEPT", most)
+    live = LiveOutput(lambda: 0.0)
+    live.follow("t", "ada")
+    for at in range(0, 3 * most, 100):
+        live.output_arrived("t", {"stdout": [at, at + 100, "x" * 100]})
+    end = at + 100
+    live.output_arrived("t", {"stdout": [end + 1, end + 2, "b"]})
+    assert known(live, end) is None
+    live.output_arrived("t", {"stdout": [end, end + 1, "a"]})
+    assert known(live, end) == OutputPart(end, end + 2, "ab")
+    for at in range(end + 3, end + 3 * most, 100):  # they can't all wait
+        live.output_arrived("t", {"stdout": [at, at + 100, "y" * 100]})
+    stream = live._tasks["t"].attempts[1]["stdout"]
+    parts = [*stream._parts, *stream._early]
+    assert sum(max(sys.getsizeof(part.text), 256) for part in parts) <= most
+    assert stream.end >= at - most // 2
+
+
 def test_output_and_an_end_wake_those_who_wait():
     live = LiveOutput()
     live.follow("t", "ada")

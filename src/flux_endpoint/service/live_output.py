@@ -94,9 +94,8 @@ class _Stream:
         self._early.sort(key=lambda each: each.begin)
         while self._early and self._early[0].begin <= self.end:
             self._append(self._early.pop(0))
-        waiting = sum(map(_size, self._early))
-        self.due = min(self.due, now + GAP_WAIT) if waiting else math.inf
-        self.release(math.inf if self._size + waiting > most else now)
+        self.due = min(self.due, now + GAP_WAIT) if self._early else math.inf
+        self.release(now)
         self.keep(most)
         return True
 
@@ -116,6 +115,9 @@ class _Stream:
 
     def keep(self, most: int) -> None:
         """Keep at most so many bytes, the latest; the end stays known."""
+        if sum(map(_size, self._early)) > most // 2:
+            self.release(math.inf)
+        most -= sum(map(_size, self._early))
         while self._size > most and len(self._parts) > 1:
             self._size -= _size(self._parts.popleft())
         if self._size > most and self._parts:
