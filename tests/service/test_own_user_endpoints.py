@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from uuid import UUID
 
 import pytest
 from tests.service.conftest import Peer, Rest
@@ -13,7 +14,7 @@ from tests.service.test_vanished import Group
 
 from flux_endpoint import ShellFunction
 from flux_endpoint.functions.transport import CommandFunctionCode
-from flux_endpoint.protocol.messages import OutputWanted, TaskKill, unpack
+from flux_endpoint.protocol.messages import OutputWanted, TaskKill, TaskUrgency, unpack
 from flux_endpoint.serialize import unpack_buffers
 from flux_endpoint.service.official import runs
 from waiting import until
@@ -32,7 +33,11 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def multi_user(live: Rest, peer: Peer) -> MultiUserEndpoint:
     """A multi-user endpoint of ours that has just reported."""
-    metadata = {"user_endpoints_version": "0.2.0", "output_on_request": True}
+    metadata = {
+        "user_endpoints_version": "0.2.0",
+        "output_on_request": True,
+        "run_options": ["hold"],
+    }
     made = MultiUserEndpoint(live, peer, metadata=metadata)
     made.report()
     made.until("online")
@@ -64,6 +69,18 @@ def test_its_tasks_can_be_killed(
     assert isinstance(message, TaskKill)
     assert str(message.task_id) == task_id
     assert live.client.get(f"/v2/tasks/{task_id}/events").json()["events"] == []
+
+
+def test_a_task_that_was_submitted_held_is_released(
+    live: Rest, peer: Peer, multi_user: MultiUserEndpoint, begin: Begin
+) -> None:
+    _, (task_id,) = live.submit(multi_user.id, run_options={"hold": True})
+    run = begin(multi_user.next_start())
+    run.take(1)
+    released = live.client.post(f"/v3/tasks/{task_id}/urgency", json={"urgency": None}).json()
+    assert released["delivered"] is True
+    command = unpack(peer.take(f"{run.endpoint_id}.commands").body)
+    assert command == TaskUrgency(task_id=UUID(task_id), urgency=None)
 
 
 def test_the_output_of_its_tasks_is_followed_while_they_run(

@@ -27,8 +27,7 @@ OWN_USER_ENDPOINTS_KEY = "user_endpoints_version"
 #: Key of an endpoint's metadata: maximum number of tasks that it accepts in one message.
 TOGETHER_KEY = "tasks_per_message"
 
-#: Keys of an endpoint's metadata: whether it (or its user endpoints) understands `ReportsWanted`,
-#: and `OutputWanted`.
+#: Keys of metadata: whether it or its user endpoints understand `ReportsWanted`, `OutputWanted`.
 REPORTS_KEY, OUTPUT_KEY = "reports_on_request", "output_on_request"
 
 #: Seconds for which a report is of interest, and the most reports that are read.
@@ -97,8 +96,9 @@ class Endpoint(OfficialState):
     def metadata_of_user_endpoints(self) -> dict[str, Any]:
         """The metadata of the user endpoints that it starts."""
         version = self.metadata.get(OWN_USER_ENDPOINTS_KEY)
-        also = {OUTPUT_KEY: True} if self.metadata.get(OUTPUT_KEY) is True else {}
-        return {} if version is None else {OWN_MAKE_KEY: version, **also}
+        also = self.metadata.keys() & {OUTPUT_KEY, RUN_OPTIONS_KEY}
+        known = {key: self.metadata[key] for key in also}
+        return {} if version is None else {OWN_MAKE_KEY: version, **known}
 
     @property
     def is_own_make(self) -> bool:
