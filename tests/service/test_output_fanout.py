@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
@@ -14,9 +16,9 @@ from tests.service.test_operations import output, result
 from flux_endpoint.amqp import AmqpConnection
 from flux_endpoint.protocol.messages import OutputWanted, unpack
 from flux_endpoint.protocol.queues import commands_queue
-from flux_endpoint.service import live_output, topology
+from flux_endpoint.service import live_output, output_fanout, topology
 from flux_endpoint.service.app import create_app
-from flux_endpoint.service.output_fanout import OutputFanout
+from flux_endpoint.service.output_fanout import PASSED_ON, OutputFanout
 from flux_endpoint.service.settings import ServiceSettings
 from waiting import until
 
@@ -70,6 +72,49 @@ def test_only_the_output_and_ends_of_tasks_that_others_follow_are_passed_on(
     assert of_first.got == [("t", {"stdout": [1, 2, "c"]}), ["t"]]
     assert of_second.got == []
     assert not first.follow
+
+
+def test_nobody_who_follows_a_task_waits_for_a_broker_that_takes_nothing() -> None:
+    class Connection:
+        def __init__(self) -> None:
+            self.takes, self.taken = threading.Event(), list[str]()
+
+        def declare(self, *_: object) -> None: ...
+
+        def consume(self, *_: object, **__: object) -> None: ...
+
+        def publish(self, _exchange: str, _key: str, body: bytes, **_: object) -> None:
+            assert self.takes.wait(60)  # as if too many messages await their confirms
+            self.taken.append(json.loads(body)["followed"])
+
+    connection = Connection()
+    fanout = OutputFanout(cast("AmqpConnection", connection), Follower())
+    fanout.start()
+    request = threading.Thread(target=lambda: [fanout.followed(each) for each in "abab"])
+    request.start()
+    request.join(30)
+    try:
+        assert not request.is_alive()
+        connection.takes.set()
+        until(lambda: {"a", "b"} <= {*connection.taken})
+    finally:
+        connection.takes.set()
+        fanout.close(10)
+
+
+def test_more_tasks_than_can_be_passed_on_leave_the_others(
+    fanouts: list[tuple[OutputFanout, Follower]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fanout, _), _ = fanouts
+    now = 0.0
+    monkeypatch.setattr(output_fanout, "MOST_FOLLOWED", 1)
+    monkeypatch.setattr(fanout, "_clock", lambda: now)
+    fanout._note("a")
+    fanout._note("b")
+    now = PASSED_ON - 1
+    fanout._note("a")  # still followed
+    now += 2
+    assert fanout._of_others(["a", "b"]) == ["a"]
 
 
 def test_each_follower_gets_the_whole_output_and_hears_of_the_end(

@@ -68,6 +68,8 @@ class OutputFanout:
         self._others: dict[str, float] = {}
         #: Until when any is.
         self._until = -math.inf
+        #: Tasks of this service's users that the others are yet to hear of.
+        self._announced: set[str] = set()
         self._thread = OwnerThread("live output")
 
     def start(self) -> None:
@@ -93,7 +95,16 @@ class OutputFanout:
         return self._until > self._clock()
 
     def followed(self, task_id: str) -> None:
-        """Say that a user of this service follows a task."""
+        """Say that a user of this service follows a task; does not wait for the broker."""
+        with self._lock:
+            if task_id in self._announced:
+                return
+            self._announced.add(task_id)
+        self._thread.post(lambda: self._announce(task_id))
+
+    def _announce(self, task_id: str) -> None:
+        with self._lock:
+            self._announced.discard(task_id)
         self._send({"followed": task_id})
 
     def printed(self, task_id: str, streams: dict[str, Any]) -> None:
@@ -150,5 +161,5 @@ class OutputFanout:
         with self._lock:
             if len(self._others) >= MOST_FOLLOWED:
                 self._others = {each: until for each, until in self._others.items() if until > now}
-            if len(self._others) < MOST_FOLLOWED:
+            if task_id in self._others or len(self._others) < MOST_FOLLOWED:
                 self._others[task_id] = self._until = now + PASSED_ON
