@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from flux_endpoint.protocol.fields import readable
 from flux_endpoint.protocol.operations import FailureKind, GroupEndpoint, GroupReport
 from flux_endpoint.protocol.states import ErrorCode
+from flux_endpoint.service.store.engine import chunks
 from flux_endpoint.service.store.listing import running_tasks
 from flux_endpoint.service.store.output import last_bytes, last_line
 from flux_endpoint.service.store.tables import (
@@ -38,7 +39,7 @@ def group_report(connection: sa.Connection, group_id: str, now: float | None = N
         now: seconds since the epoch; by default the present time.
     """
     now = time.time() if now is None else now
-    cancelled = sa.func.substr(tasks.c.result, 1, len(_CANCELLED)) == _CANCELLED
+    cancelled = _is_cancelled()
     failed, ended = tasks.c.failed, tasks.c.completed_at.is_not(None)
     query = sa.select(
         sa.func.count().label("tasks"),
@@ -70,6 +71,10 @@ def group_report(connection: sa.Connection, group_id: str, now: float | None = N
     )
 
 
+def _is_cancelled() -> sa.ColumnElement[bool]:
+    return sa.func.substr(tasks.c.result, 1, len(_CANCELLED)) == _CANCELLED
+
+
 def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
 
@@ -98,10 +103,8 @@ def _running(connection: sa.Connection, group_id: str) -> int:
     for endpoint_id in connection.scalars(listed.distinct()):
         found.update(running_tasks(connection, endpoint_id))
     on_workers: set[str] = set()
-    if found:
-        on_workers.update(
-            connection.scalars(_of_group(group_id).where(tasks.c.id.in_(sorted(found))))
-        )
+    for part in chunks(found):
+        on_workers.update(connection.scalars(_of_group(group_id).where(tasks.c.id.in_(part))))
     names = "start", "finish"
     count = sa.func.count().label("number")
     events = sa.select(task_events.c.task_id, task_events.c.name, count).where(
@@ -126,7 +129,7 @@ def _failures(connection: sa.Connection, group_id: str) -> list[FailureKind]:
     query = (
         sa.select(tasks.c.id, last_bytes(tasks.c.result, _ERROR_BYTES).label("error"))
         .join_from(submissions, tasks)
-        .where(submissions.c.group_id == group_id, tasks.c.failed)
+        .where(submissions.c.group_id == group_id, tasks.c.failed, ~_is_cancelled())
         .order_by(tasks.c.id.desc())
         .limit(MOST_ERRORS)
     )
@@ -135,8 +138,6 @@ def _failures(connection: sa.Connection, group_id: str) -> list[FailureKind]:
         line = readable(last_line(row.error))
         named = _KIND.match(line)
         kind = named[0] if named else "other"
-        if kind == ErrorCode.CANCELLED:
-            continue
         known = kinds.setdefault(kind, FailureKind(kind=kind, tasks=0, task_id=row.id, error=line))
         known.tasks += 1
     return sorted(kinds.values(), key=lambda each: -each.tasks)[:MOST_KINDS]
