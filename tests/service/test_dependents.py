@@ -261,6 +261,14 @@ class TestReadyTasks:
     ) -> None:
         monkeypatch.setattr(store, "MAX_COUNTED", 3)
         monkeypatch.setattr(store, "PAGE_COUNTED", 2)
+        monkeypatch.setattr(store, "MAX_FOUND", 5)
+        looks: list[str] = []
+        needing = store.needing
+        monkeypatch.setattr(
+            store,
+            "needing",
+            lambda connection, need, after: looks.append(need) or needing(connection, need, after),
+        )
         root, bad, other, few = submitted(None, None, None, None)
         many = submitted(*[{"values": [root], "after": [root]}] * 4)
         two = submitted(*[{"values": [root], "after": [other, few]}] * 2)
@@ -282,6 +290,7 @@ class TestReadyTasks:
             counting.step()
             steps += 1
         assert steps > 5
+        assert looks == [bad, bad, root, root, root]  # each look sorts all that are left
         with database.read() as connection:
             found = {each.task.id: each for each in ready(connection)}
         assert set(found) == {*many, *failing}

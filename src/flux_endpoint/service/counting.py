@@ -20,7 +20,8 @@ class Counting:
         self._database = database
         #: Ended tasks whose dependents are to be counted; `None`: all tasks that wait.
         self._needs: deque[str | None] = deque()
-        #: The last task of the page before.
+        #: Tasks of the next pages, and the last one of the page before.
+        self._found: list[str] = []
         self._after = ""
 
     def add(self, needs: Iterable[str | None]) -> None:
@@ -44,11 +45,14 @@ class Counting:
             if need is None:
                 page, last = dependencies.uncounted(connection, self._after)
             else:
-                page = dependencies.needing(connection, need, self._after)
+                if not self._found:
+                    self._found = dependencies.needing(connection, need, self._after)
+                page = self._found[: dependencies.PAGE_COUNTED]
                 last = page[-1] if page else None
         if page:
             with self._database.write() as connection:
                 dependencies.recount(connection, page)
+            del self._found[: len(page)]
         if last is None:
             self._needs.popleft()
         self._after = last or ""

@@ -32,6 +32,9 @@ PAGE_BYTES = 32 * 2**20
 #: transaction counts anew: a task may have 200,000.
 MAX_COUNTED = 1000
 PAGE_COUNTED = 500
+#: Maximum number of dependents that are found at a time: each time, the database sorts all that are
+#: left of a task's.
+MAX_FOUND = 50 * PAGE_COUNTED
 
 _RELEASED = -1
 
@@ -198,7 +201,7 @@ def tasks_ended(connection: sa.Connection, ended: Mapping[str, bool]) -> Counted
 
 
 def needing(connection: sa.Connection, need: str, after: str = "") -> list[str]:
-    """Return the tasks that need a task, in the order of their ids, one page for `recount`.
+    """Return the next `MAX_FOUND` tasks that need a task, in the order of their ids.
 
     Args:
         connection: a transaction.
@@ -210,7 +213,7 @@ def needing(connection: sa.Connection, need: str, after: str = "") -> list[str]:
         .distinct()
         .where(dependencies.c.needs_id == need, dependencies.c.task_id > after)
         .order_by(dependencies.c.task_id)
-        .limit(PAGE_COUNTED)
+        .limit(MAX_FOUND)
     )
     return list(connection.scalars(query))
 
