@@ -153,7 +153,7 @@ def test_output_and_an_end_wake_those_who_wait():
     assert asyncio.run(live.news("u", NOTHING, 600)) == (1, {})
 
 
-def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
+def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited(monkeypatch):
     now = 0.0
     live = LiveOutput(lambda: now)
     assert live.follow("t", "ada") == (True, NOTHING)
@@ -169,6 +169,12 @@ def test_an_endpoint_is_asked_now_and_then_and_followers_are_limited():
     live.follow("another", "bob")
     live.tasks_ended([ended("1")])  # one that has ended does not count
     live.follow("another one", "ada")
+    live.output_arrived("1", {"stdout": [0, 1, "x"]})
+    live.follow("t", "ada")
+    assert live.known("1", NOTHING)[1]  # a follower may come back for what it lacks of it
+    monkeypatch.setattr(live_output, "MOST_FOLLOWED", len(live._tasks))
+    live.follow("of carl", "carl")  # there is room only without it
+    assert not live.known("1", NOTHING)[1]
     now = 1000.0
     live.follow("another", "ada")  # the others were forgotten
     assert known(live, 0) is None

@@ -288,10 +288,13 @@ class LiveOutput(ChangeListener):
             return is_due, task.known
 
     def _forget_old(self, now: float) -> None:
+        # Followers may ask for what the end of an ended task lacks, unless others need its room.
+        of_ended = AGAIN if len(self._tasks) < MOST_FOLLOWED else -math.inf
         old = [
             task_id
             for task_id, task in self._tasks.items()
-            if not task.waiting and (task.has_ended or now - task.seen > _FORGOTTEN_AFTER)
+            if not task.waiting
+            and now - task.seen > (of_ended if task.has_ended else _FORGOTTEN_AFTER)
         ]
         for task_id in old:
             del self._tasks[task_id]
@@ -310,7 +313,7 @@ class LiveOutput(ChangeListener):
                     stream.keep(share)
 
     def _require_room(self, user_id: str) -> None:
-        of_users = Counter(task.user_id for task in self._tasks.values())
+        of_users = Counter(task.user_id for task in self._tasks.values() if not task.has_ended)
         if of_users[user_id] >= MOST_OF_USER:
             raise _too_many(f"the output of {MOST_OF_USER} of your tasks is followed", 429)
         if len(self._tasks) >= MOST_FOLLOWED:
