@@ -109,6 +109,19 @@ def test_a_cancel_is_repeated_when_the_connection_broke(held, launcher, tmp_path
     assert launcher.sent[2:] == [(b"stop",), (b"cancel", b"task", b"why")]
 
 
+def test_a_task_that_became_a_job_of_its_own_is_not_recorded_as_a_hosts(held, launcher, tmp_path):
+    given: list[str] = []
+    held._records.given = lambda task_id, *_: given.append(task_id)
+    submitted(held, tmp_path).set_urgency(0, 20)
+    other = held.submit(TWO, "app", "other", tmp_path, (0, 0), {})
+    (host,) = launcher.hosts
+    allocate(host)
+    held.received(host.host_id, b"hello", [])
+    held.review()
+    assert given == ["other"]
+    assert other.future.running()
+
+
 def test_tasks_do_not_wait_for_a_host_that_does_not_start(held, launcher, tmp_path):
     task = submitted(held, tmp_path)
     (host,) = launcher.hosts

@@ -310,7 +310,7 @@ class HeldAllocations:
         while tasks:
             task = tasks.popleft()
             assert host.jobid is not None
-            if task.future.cancelled():
+            if task.future.done():  # cancelled, or a job of its own, which has the record now
                 continue
             ends.clear(task.directory)
             # Recorded first: if this agent is killed now, the next one must not start it again.
