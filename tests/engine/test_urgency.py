@@ -11,6 +11,7 @@ from engine_world import World, buffer_of
 from flux_endpoint.engine.base import EngineTask
 from flux_endpoint.engine.held.tasks import DeclinedError, HeldTask
 from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry
+from flux_endpoint.engine.workers.book import ManagerRecord, StartTimes, TaskBook
 from flux_endpoint.functions import ShellFunction
 from waiting import until
 
@@ -115,6 +116,19 @@ def test_a_task_of_a_held_allocation_becomes_a_job_of_its_own(tmp_path: Path) ->
     assert running.placed(7)
     running.set_urgency(7, 0)
     assert not running.future.done()
+
+
+def test_a_held_task_is_taken_back_from_a_manager_that_was_away() -> None:
+    sent: list[list[bytes]] = []
+    book = TaskBook(TaskBacklog(0, lambda *_: None), lambda _, frames: sent.append(frames))
+    nothing: Any = None
+    manager = ManagerRecord("m", 1, nothing, StartTimes(0.0))
+    for name, urgency in (("held", 0), ("other", None)):
+        task = EngineTask(name, "f", "", urgency=urgency)
+        manager.tasks[name] = TaskEntry(task, lambda _: None)
+    held = {"waiting": ["held", "other"], "running": {}, "ended": []}
+    assert book.reconcile(manager, ["held", "other"], held) == []
+    assert sent == [[b"take", b"held"]]
 
 
 class TestBacklog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from engine_world import buffer_of
 
 from flux_endpoint.engine import FluxEngine
 from flux_endpoint.engine.blocks.block import BlockLauncher
@@ -161,10 +162,13 @@ def test_a_task_that_waits_for_a_block_can_be_ended(make_blocks, tmp_path):
 def test_blocks_that_never_start_fail_the_tasks_with_the_reason(make_blocks, monkeypatch):
     monkeypatch.setattr("flux_endpoint.engine.blocks.fleet.FIRST_BACKOFF", 0.02)
     world = make_blocks(nodes_per_block=99)
+    held = world.submit_buffer(buffer_of(double, 1), urgency=0)
     end = world.call(double, 1)
     assert end.code == "WorkerLost"
     assert "no block could be started in 4 attempts" in end.text
     assert "unsatisfiable" in end.text
+    world.engine.cancel(held)
+    assert world.end(held).code == "TaskCancelled"  # it needed none
 
 
 def test_a_failed_block_request_is_retried(make_blocks, monkeypatch):

@@ -90,9 +90,10 @@ class WaitingTasks:
         self._tasks.remove(held)
 
     def take_all(self) -> list[Held]:
-        """Remove and return all tasks."""
-        held, self._tasks = list(self._tasks), deque()
-        return held
+        """Remove and return all tasks that may start."""
+        taken = [each for each in self._tasks if each.task.urgency != HELD]
+        self._tasks = deque(each for each in self._tasks if each.task.urgency == HELD)
+        return taken
 
     def cores(self, but: Collection[str]) -> int:
         """Return the number of cores that the waiting tasks take, except those in `but`."""

@@ -289,8 +289,9 @@ class TaskBook:
         for task_id in asked:
             if task_id in there:
                 entry = manager.tasks.get(task_id)
-                if entry is not None and entry.cancelled:  # the cancellation may not have arrived
-                    self._send(manager.manager_id, [b"cancel", task_id.encode()])
+                if entry is not None and (entry.cancelled or entry.urgency == HELD):
+                    kind = b"cancel" if entry.cancelled else b"take"  # it may not have arrived
+                    self._send(manager.manager_id, [kind, task_id.encode()])
                 continue
             entry = self.release(manager, task_id)
             if entry is not None:
