@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from flux_endpoint.endpoint import intake, retries
+from flux_endpoint.endpoint import followed_output, intake, retries
 from flux_endpoint.endpoint.attempt_ends import AttemptEnd, cancelled_result, final_result, read_end
 from flux_endpoint.endpoint.config import EndpointConfig
 from flux_endpoint.endpoint.followed_output import FollowedOutput
@@ -35,6 +35,7 @@ from flux_endpoint.endpoint.intake import TasksInFlight
 from flux_endpoint.endpoint.journal import Journal
 from flux_endpoint.engine import results
 from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.tail import StreamTail
 from flux_endpoint.engine.task import Failure, Value
 from flux_endpoint.protocol.envelope import ATTEMPTS, FAILED_ATTEMPTS
 from flux_endpoint.protocol.messages import OutputWanted, Result, TaskKill, unpack
@@ -168,6 +169,28 @@ def test_each_attempt_at_a_followed_task_is_followed() -> None:
     assert followed.begins(task) is None
     other = request.model_copy(update={"task_id": uuid.uuid4()})
     assert followed.wanted(other) == (str(other.task_id), 30, (4, 5))
+
+
+def test_a_task_is_followed_on_where_no_more_can_be_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(followed_output, "MOST_FOLLOWED", 1)
+    now = [0.0]
+    followed = FollowedOutput(retries.Retries(), lambda: now[0])
+    for _ in range(2):
+        followed.wanted(OutputWanted(task_id=uuid.UUID(TASK), seconds=30))
+        now[0] += 20
+    assert followed.begins(EngineTask(TASK, "f", "", None)) == (TASK, 10, (0, 0))
+
+
+def test_bytes_of_a_failed_attempt_that_are_not_utf8_keep_their_positions() -> None:
+    followed = FollowedOutput(retries.Retries(), lambda: 0.0)
+    followed.wanted(OutputWanted(task_id=uuid.UUID(TASK), seconds=30))
+    tail = StreamTail(9)
+    tail.add(b"a line\na\xff\xc3\xa9\xf0")
+    body = results.with_output(body_of(RAISED), results.output_details([tail, StreamTail(9)]))
+    parts = [each.context["stdout"] for each in followed.rest(EngineResult(TASK, body))]
+    assert parts == [(7, 11, "a\\xff\u00e9"), (11, 12, "\\xf0")]
 
 
 class Clock:

@@ -332,6 +332,16 @@ def test_more_than_one_report_takes_is_reported_later_without_more_output(heard,
     assert min(reader.moments()) == math.inf
 
 
+def test_a_task_is_followed_on_where_no_more_can_be_followed(heard, reader, pipes, monkeypatch):
+    monkeypatch.setattr(output_reader, "MOST_FOLLOWED", 1)
+    output = reader.add(pipes)
+    output._add([b"one", b""])
+    for task_id, position in (("task", 0), ("task", 1), ("other", 0)):
+        reader.follow({"id": task_id, "seconds": 3600, "known": (position, 0)}, output)
+    expected = [("task", {"stdout": (0, 3, "one")}), ("task", {"stdout": (1, 3, "ne")})]
+    assert heard.parts == expected
+
+
 def test_a_task_that_fills_the_counter_of_readers_does_not_end_its_manager(reader, pipes):
     output = reader.add(pipes)
     assert output.become_reader()

@@ -103,6 +103,15 @@ def test_files_are_looked_at_only_while_a_task_that_may_write_is_followed(output
     assert nothing.due == float("inf")
 
 
+def test_a_task_that_nobody_follows_any_more_makes_room_for_another(output, monkeypatch):
+    monkeypatch.setattr(written_output, "MOST_FOLLOWED", 1)
+    files = FollowedFiles(99)
+    files.follow("waiting", WrittenOutput(output.paths, is_open=False), -1, (0, 0))
+    output.paths[0].write_text("one")
+    files.follow("running", output, 3600, (0, 0))
+    assert files.look() == [("running", {"stdout": (0, 3, "one")})]
+
+
 def test_files_are_looked_at_five_times_a_second_at_most(output):
     files = FollowedFiles(99)
     files.follow("task", output, 3600, (0, 0))

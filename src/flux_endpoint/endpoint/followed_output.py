@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,11 +11,13 @@ from flux_endpoint.endpoint.attempt_ends import read_details
 from flux_endpoint.endpoint.retries import Retries, attempt_of, task_of
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask, output_event
 from flux_endpoint.engine.tail import StreamTail
-from flux_endpoint.protocol.envelope import OUTPUT
+from flux_endpoint.protocol.envelope import OUTPUT, OUTPUT_SIZES
 from flux_endpoint.protocol.messages import OutputWanted
 
 #: The most followed tasks.
 MOST_FOLLOWED = 512
+#: A byte that is not UTF-8, as a result has it.
+_REPLACED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
 class FollowRequest(NamedTuple):
@@ -48,7 +51,7 @@ class FollowedOutput:
         """
         task_id, now = str(request.task_id), self._clock()
         self._until = {each: until for each, until in self._until.items() if until > now}
-        if len(self._until) < MOST_FOLLOWED:
+        if task_id in self._until or len(self._until) < MOST_FOLLOWED:
             self._until[task_id] = now + request.seconds
         engine_id = self._retries.engine_id(task_id)
         if engine_id is None:
@@ -70,21 +73,34 @@ class FollowedOutput:
         return [
             output_event(failed.task_id, {text: part})
             for text, dropped in OUTPUT
-            for part in _parts(details.get(text), details.get(dropped, 0))
+            for part in _parts(
+                details.get(text), details.get(dropped, 0), details.get(OUTPUT_SIZES[text])
+            )
         ]
 
     def _left(self, engine_id: str) -> float:
         return self._until.get(task_of(engine_id), 0.0) - self._clock()
 
 
-def _parts(printed: Any, before: Any) -> Iterator[tuple[int, int, str]]:
-    """Yield the parts of a stream's end, each of which fits into an event."""
+def _parts(printed: Any, before: Any, size: Any) -> Iterator[tuple[int, int, str]]:
+    """Yield the parts of a stream's end, each of which fits into an event.
+
+    Args:
+        printed: the end as text.
+        before: the bytes before it.
+        size: the bytes of the whole stream, if the text has sequences for some of them.
+    """
     if not isinstance(printed, str) or not isinstance(before, int):
         return
     data = printed.encode(errors="replace")
+    if isinstance(size, int) and (replaced := (len(data) - (size - before)) // 3) > 0:
+        # Positions count bytes, and each of these is a sequence of four characters.
+        data = _REPLACED.sub(lambda found: bytes([int(found[1], 16)]), data, replaced)
     tail = StreamTail(len(data))
     tail.add(data)
     position = 0
     while position < len(data):
         begin, position, text = tail.part(position)
+        if not text:  # it ends within a character
+            position, text = len(data), data[begin:].decode(errors="backslashreplace")
         yield before + begin, before + position, text

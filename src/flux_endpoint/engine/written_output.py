@@ -132,8 +132,11 @@ class FollowedFiles:
         self, task_id: str, output: WrittenOutput, seconds: float, known: tuple[int, int]
     ) -> None:
         """Follow a task for `seconds`; `known` has the bytes of both streams that were reported."""
+        now = time.monotonic()
+        for each in [each for each, its in self._followed.items() if its.until < now]:
+            del self._followed[each]  # no look removes it while no followed task may write
         if self._most and (task_id in self._followed or len(self._followed) < MOST_FOLLOWED):
-            self._followed[task_id] = _Followed(output, time.monotonic() + seconds, list(known))
+            self._followed[task_id] = _Followed(output, now + seconds, list(known))
 
     def forget(self, task_id: str) -> None:
         """Follow a task no longer: it has ended."""

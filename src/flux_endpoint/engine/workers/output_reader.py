@@ -309,7 +309,7 @@ class OutputReader:
         now = time.monotonic()
         for task_id in [each for each, its in self._followed.items() if its.until < now]:
             del self._followed[task_id]
-        if len(self._followed) < MOST_FOLLOWED:
+        if request["id"] in self._followed or len(self._followed) < MOST_FOLLOWED:
             until = now + request["seconds"]
             self._followed[request["id"]] = _Followed(until, list(request["known"]))
             if output is not None:
