@@ -13,17 +13,23 @@ import sys
 import threading
 import time
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from engine_world import fresh_seconds, processes
 
 from flux_endpoint.engine import flux_backend, results
+from flux_endpoint.engine.base import EngineResult, EngineTask
+from flux_endpoint.engine.config import FluxEngineConfig
+from flux_endpoint.engine.engine import FluxEngine
 from flux_endpoint.engine.environment import job_environment
 from flux_endpoint.engine.tail import Tail
 from flux_endpoint.engine.task import Failure, Value, checked_size
+from flux_endpoint.engine.task_index import TaskPlace
 from flux_endpoint.engine.workers import process_tree
-from flux_endpoint.engine.workers.backlog import TaskTimes
+from flux_endpoint.engine.workers.backlog import TaskBacklog, TaskEntry, TaskTimes
+from flux_endpoint.engine.workers.book import ManagerRecord, StartTimes, TaskBook
 from flux_endpoint.engine.workers.frames import (
     Claims,
     FrameReader,
@@ -392,3 +398,32 @@ def test_small_parts_of_a_message_share_a_frame(parts, frames):
 def test_a_message_with_other_frames_than_its_sizes_is_an_error(frames):
     with pytest.raises(ValueError, match="frame"):
         list(divided([3], frames))
+
+
+def test_an_end_that_can_not_be_handled_loses_no_other_of_its_message():
+    ended = []
+
+    def take(result):
+        if result.task_id == "bad":
+            raise KeyError(result.task_id)
+        ended.append(result.task_id)
+
+    book = TaskBook(TaskBacklog(0, lambda *_: None), lambda *_: None)
+    manager = ManagerRecord("m", 1, None, StartTimes(0.0))
+    for name in ("bad", "good"):
+        manager.tasks[name] = TaskEntry(EngineTask(name, "f", ""), take)
+    sizes, frames = combined([b"1", b"2"])
+    report = {"seconds": 1.0, "headers": [{"id": "bad"}, {"id": "good"}], "sizes": sizes}
+    book.take_ends(manager, [json.dumps(report).encode(), *frames])
+    assert ended == ["good"]
+
+
+def test_a_formatted_command_that_its_arguments_have_forged_ends(tmp_path):
+    submitted = []
+    engine = FluxEngine(FluxEngineConfig(), endpoint_id=TASK, directory=tmp_path)
+    engine._jobs = SimpleNamespace(submit=lambda task, _: submitted.append(task.buffer))
+    engine._index.add(TASK, TaskPlace.FORMATTING, [])
+    message = {"message_type": "result", "data": {"task_id": TASK, "data": "no command"}}
+    body = b"\x01" + json.dumps(message).encode()
+    engine._formatted(EngineTask(TASK, "f", "", {"num_ranks": 1}), EngineResult(TASK, body))
+    assert submitted == ["no command"]  # which fails as a job

@@ -243,7 +243,7 @@ class FluxEngine:
     def _formatted(self, task: EngineTask, result: EngineResult) -> None:
         """Handle a command that a worker has formatted, or could not. On the pool's thread."""
         message, jobs = json.loads(result.body[1:])["data"], self._jobs
-        if jobs is not None and message["error_details"] is None:
+        if jobs is not None and message.get("error_details") is None:  # arguments may forge it
 
             def submit(attempts: list[str], urgency: int | None) -> None:
                 known = task.urgency if urgency is None else urgency

@@ -225,7 +225,10 @@ class TaskBook:
         # Managers of an earlier release have a frame for each body.
         bodies = divided(report["sizes"], parts[1:]) if "sizes" in report else parts[1:]
         for header, body in zip(report["headers"], bodies, strict=True):
-            self.ended(manager, header, body)
+            try:
+                self.ended(manager, header, body)
+            except Exception:
+                log.exception("the end of task %s could not be handled", header["id"])
 
     def ended(self, manager: ManagerRecord, header: EndHeader, body: bytes) -> None:
         """Handle the end of a task as a manager reports it, perhaps not for the first time."""
