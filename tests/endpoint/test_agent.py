@@ -191,6 +191,7 @@ def test_a_task_redelivered_while_it_ends_runs_once(
         inbox = run.agent._inbox
         task_id = service.send()
         held_engine.next_submitted()
+        until(lambda: not run.agent._recorder._unanswered)
         with held_engine.busy():  # the agent's thread waits in `submit`
             service.send()
             until(lambda: len(held_engine.all_submitted) == 2 and inbox.empty())

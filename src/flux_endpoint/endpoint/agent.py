@@ -2,8 +2,9 @@
 
 One thread owns the journal and the state of all tasks in flight. Connection and engine put events
 into its inbox. Each turn takes the pending events and commits them in one transaction. Then
-functions start and results leave, while the disk synchronizes. Only after that, jobs are submitted,
-messages acknowledged, and results settled: if the power fails before, functions run again.
+functions start, results leave, and further turns follow, while another thread synchronizes the
+disk. Only after that, the turn is answered: jobs are submitted, messages acknowledged, and results
+settled. If the power fails before, functions run again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from flux_endpoint.endpoint.inbox import (
     Event,
     QueueGranted,
     Signal,
+    Synchronized,
     Turn,
     TurnRecorder,
 )
@@ -162,6 +164,7 @@ class Agent:
         files.start()
         expired = ExpiredData()
         expired.start()
+        self._recorder.start()
         try:
             self._begin()
             while time.monotonic() < self._ending.leave_at:
@@ -222,19 +225,10 @@ class Agent:
         begins = [*turn.accepted, *turn.begun]
         self._submit(task for task in begins if task.runs_on_worker)
         self._broker.publish((result.task_id, result.body) for result in turn.finished)
-        self._recorder.sync(turn)
-        if turn.finished or turn.repeated:
-            self._engine.settle([*(result.task_id for result in turn.finished), *turn.repeated])
         self._broker.reports.accepted.add(len(turn.accepted))
         self._broker.reports.finished.add(len(turn.finished))
-        self._submit(task for task in begins if not task.runs_on_worker)
-        for task in begins:
-            self._follow(self._tasks.followed.begins(task))
-        for engine_id, signum in turn.kills:
-            self._engine.cancel(engine_id, signum)
-        for engine_id, urgency in turn.reordered:
-            self._engine.set_urgency(engine_id, urgency)
-        self._broker.events.send(turn.job_events)
+        for each in self._recorder.to_answer(turn):
+            self._answer(each)
         now = time.monotonic()
         if now >= self._broker.outbox.due:
             refused = self._broker.outbox.take_refused()
@@ -248,10 +242,22 @@ class Agent:
         else:
             self._broker.regulate(self.in_flight)
             self._ending.count(self.in_flight)
-        # Comes after the transaction: acknowledgements let the broker send more at once.
+        self._report_if_due()  # last, so that the report includes this turn
+
+    def _answer(self, turn: Turn) -> None:
+        """Do what must not happen before the disk keeps a turn."""
+        if turn.finished or turn.repeated:
+            self._engine.settle(turn.settled)
+        if self._phase is not AgentPhase.STOPPING:  # then the next agent has the jobs run
+            begins = [*turn.accepted, *turn.begun]
+            self._submit(task for task in begins if not task.runs_on_worker)
+        for engine_id, signum in turn.kills:
+            self._engine.cancel(engine_id, signum)
+        for engine_id, urgency in turn.reordered:
+            self._engine.set_urgency(engine_id, urgency)
+        self._broker.events.send(turn.job_events)
         for delivery in turn.answered:
             delivery.ack()
-        self._report_if_due()  # last, so that the report includes this turn
 
     def _sort(self, events: list[Event]) -> Turn:
         turn = Turn()
@@ -289,6 +295,7 @@ class Agent:
         | BrokerAlarm
         | EngineLost
         | EndpointGone
+        | Synchronized
         | Signal,
     ) -> None:
         match change:
@@ -351,6 +358,8 @@ class Agent:
                 text = f"the engine failed to take the task: {type(error).__name__}: {error}"
                 refused = refuse(task_of(task.task_id), ErrorCode.COULD_NOT_EXECUTE, text, text)
                 self._inbox.put(EngineResult(task.task_id, refused.result.body))
+            else:
+                self._follow(self._tasks.followed.begins(task))
 
     def _report_if_due(self) -> None:
         if time.monotonic() >= self._broker.reports.due:
@@ -401,6 +410,13 @@ class Agent:
             # After an error: the engine must not go on working for nobody.
             self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
+        unanswered = self._recorder.close()
+        for turn in unanswered:
+            self._broker.events.send(turn.job_events)
+            if turn.kills:
+                continue  # the next agent gets them again
+            for delivery in turn.answered:
+                delivery.ack()
         self._report(active=False)
         self._broker.close(CONFIRM_GRACE if self._connectivity.connected else 0.0)
         # Process the last events, so that the next agent need not redo that work.
@@ -415,7 +431,7 @@ class Agent:
             self._journal.attempted(last.attempts)
             self._journal.finish(last.finished)
             self._journal.confirmed(last.confirmed)
-        self._engine.settle([*(result.task_id for result in last.finished), *last.repeated])
+        self._engine.settle([each for turn in (*unanswered, last) for each in turn.settled])
         event(
             log,
             logging.INFO,

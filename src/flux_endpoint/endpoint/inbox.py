@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -18,6 +19,7 @@ from flux_endpoint.endpoint.retries import Attempts
 from flux_endpoint.endpoint.status import JournalDisk
 from flux_endpoint.engine.base import EngineEvent, EngineResult, EngineTask
 from flux_endpoint.errors import RecordError
+from flux_endpoint.owner_thread import OwnerThread
 from flux_endpoint.turn_pause import TurnPause
 
 #: The most events in one turn, and so in one transaction.
@@ -82,12 +84,20 @@ class CommandDelivery:
     delivery: Delivery
 
 
+@dataclass(frozen=True, slots=True)
+class Synchronized:
+    """The disk keeps what was recorded before the synchronization began, or it failed."""
+
+    error: RecordError | None
+
+
 Event: TypeAlias = (
     Delivery
     | EngineResult
     | EngineEvent
     | Settled
     | StateChange
+    | Synchronized
     | CommandDelivery
     | ConsumeRefused
     | QueueGranted
@@ -127,9 +137,21 @@ class Turn:
         changes = (self.accepted, self.finished, self.confirmed, self.attempts, self.urgencies)
         return any(changes)
 
+    @property
+    def settled(self) -> list[str]:
+        """The engine's tasks whose ends it can forget once the disk keeps this turn."""
+        return [*(result.task_id for result in self.finished), *self.repeated]
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether the disk must keep its record before it is answered."""
+        return bool(self.accepted or self.finished or self.attempts or self.urgencies)
+
 
 class TurnRecorder:
     """Takes events from the inbox, and writes each turn into the journal.
+
+    A thread synchronizes the disk, while further turns are recorded. Turns are answered in order.
 
     Args:
         inbox: where other threads put events.
@@ -150,10 +172,19 @@ class TurnRecorder:
         self._on_change = on_change
         self._on_wait = on_wait
         self._put_off: list[Event] = []
+        #: Recorded turns that are not answered. The disk keeps the first ones, and is being
+        #: synchronized for the first ones, as these numbers say; one of the two is zero.
+        self._unanswered: deque[Turn] = deque()
+        self._kept = self._synchronizing = 0
+        self._disk_thread = OwnerThread("journal-disk")
         #: Monotonic time of the last turn; mean seconds between two events.
         self._last = float("-inf")
         self._gap = LONGEST_GAP
         self._disk = JournalDisk()
+
+    def start(self) -> None:
+        """Start the thread that synchronizes the disk."""
+        self._disk_thread.start()
 
     @property
     def trouble(self) -> str:
@@ -166,6 +197,9 @@ class TurnRecorder:
         Args:
             due: the monotonic time.
             unfinished: number of unfinished tasks; the more they are, the more events a turn has.
+
+        Raises:
+            RecordError: the disk can't be synchronized, and the agent was asked to stop.
         """
         events, self._put_off = self._put_off, []
         try:
@@ -176,6 +210,10 @@ class TurnRecorder:
                 events.append(self._inbox.get_nowait())
         except queue.Empty:
             pass
+        for each in events:
+            if isinstance(each, Synchronized):
+                self._synchronized(each)
+        events = [each for each in events if not isinstance(each, Synchronized)]
         if events:
             now = time.monotonic()
             self._gap += (min((now - self._last) / len(events), LONGEST_GAP) - self._gap) / 4
@@ -199,14 +237,43 @@ class TurnRecorder:
         """
         self._until_written(lambda: self._write(turn))
 
-    def sync(self, turn: Turn) -> None:
-        """Have the disk keep what `record` has written; wait while it can't.
+    def to_answer(self, turn: Turn) -> list[Turn]:
+        """Return the recorded turns that can be answered now, perhaps with the latest, `turn`."""
+        self._unanswered.append(turn)
+        ready: list[Turn] = []
+        while self._unanswered and (self._kept or not self._unanswered[0].needs_disk):
+            ready.append(self._unanswered.popleft())
+            self._kept = max(0, self._kept - 1)
+        if self._unanswered and not self._synchronizing:
+            self._synchronizing = len(self._unanswered)
+            self._disk_thread.post(self._sync)
+        return ready
 
-        Raises:
-            RecordError: the agent was asked to stop meanwhile.
-        """
-        if turn.accepted or turn.finished or turn.attempts or turn.urgencies:
+    def close(self) -> list[Turn]:
+        """Synchronize the disk for the last time; return the turns that can be answered now."""
+        self._disk_thread.stop()
+        self._disk_thread.join()
+        unanswered = list(self._unanswered)
+        self._unanswered.clear()
+        try:
+            if unanswered:
+                self._journal.sync()
+        except RecordError:  # the broker keeps what is not acknowledged
+            return []
+        return unanswered
+
+    def _synchronized(self, outcome: Synchronized) -> None:
+        if outcome.error is not None:
             self._until_written(self._journal.sync)
+        self._kept, self._synchronizing = self._synchronizing, 0
+
+    def _sync(self) -> None:
+        error: RecordError | None = None
+        try:
+            self._journal.sync()
+        except RecordError as failure:
+            error = failure
+        self._inbox.put(Synchronized(error))
 
     def _write(self, turn: Turn) -> None:
         with self._journal.batch(durable=False):
