@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flux_endpoint.engine.base import EngineEvent, EngineResult
 from flux_endpoint.engine.results import failure
 from flux_endpoint.protocol.messages import EndpointStop, Task, pack
 from flux_endpoint.protocol.states import ErrorCode
+from waiting import until
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -45,6 +47,38 @@ def test_a_task_that_is_ended_before_its_delivery_never_starts(
         other = service.send()
         assert str(service.next_result().task_id) == other
     assert engine.all_submitted == [other]
+
+
+def test_a_kill_of_a_job_that_was_not_submitted_before_the_stop_reaches_the_next_agent(
+    service: Service,
+    held_engine: ObedientEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk_works = threading.Event()
+    disk_works.set()
+    sync = Journal.sync
+
+    def wait_for_disk(journal: Journal) -> None:
+        assert disk_works.wait(PATIENCE)
+        sync(journal)
+
+    monkeypatch.setattr(Journal, "sync", wait_for_disk)
+    with running(service, held_engine, tmp_path, shutdown_grace=0) as run:
+        disk_works.clear()
+        task_id = service.send(resource_specification='{"num_ranks": 1}')
+        recorder = run.agent._recorder
+        until(lambda: any(turn.accepted for turn in list(recorder._unanswered)))
+        service.kill(task_id)
+        until(lambda: any(turn.kills for turn in list(recorder._unanswered)))
+        run.agent.stop()
+        run.await_state("stopping")
+        disk_works.set()
+    assert held_engine.all_submitted == []
+    second = ObedientEngine(hold=True)
+    with running(service, second, tmp_path, shutdown_grace=0):
+        assert second.next_submitted().task_id == task_id
+        assert second.cancelled.get(timeout=PATIENCE) == (task_id, None)
 
 
 def test_a_signal_for_an_unknown_task_is_ignored(

@@ -97,6 +97,8 @@ class Agent:
         self._broker = BrokerLink(queues, config, url, self._inbox.put)
         self._connectivity = Connectivity(queues.task_queue_info.queue)
         self._phase = AgentPhase.CLAIMING
+        #: Whether there are accepted jobs that were not submitted before the stop.
+        self._leaves_jobs = False
         self._ending = AgentEnding(engine, config, self._begin_to_stop, self._inbox.put)
         self._records = TaskRecords(directory)
         self._journal: Journal
@@ -248,14 +250,21 @@ class Agent:
         """Do what must not happen before the disk keeps a turn."""
         if turn.finished or turn.repeated:
             self._engine.settle(turn.settled)
-        if self._phase is not AgentPhase.STOPPING:  # then the next agent has the jobs run
-            begins = [*turn.accepted, *turn.begun]
-            self._submit(task for task in begins if not task.runs_on_worker)
+        jobs = [task for task in (*turn.accepted, *turn.begun) if not task.runs_on_worker]
+        if self._phase is not AgentPhase.STOPPING:
+            self._submit(jobs)
+        elif jobs:
+            self._leaves_jobs = True
         for engine_id, signum in turn.kills:
             self._engine.cancel(engine_id, signum)
         for engine_id, urgency in turn.reordered:
             self._engine.set_urgency(engine_id, urgency)
         self._broker.events.send(turn.job_events)
+        self._acknowledge(turn)
+
+    def _acknowledge(self, turn: Turn) -> None:
+        if turn.kills and self._leaves_jobs:
+            return  # they may be meant for a job that the next agent has run, which gets them again
         for delivery in turn.answered:
             delivery.ack()
 
@@ -411,12 +420,10 @@ class Agent:
             self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
         unanswered = self._recorder.close()
+        self._leaves_jobs = True
         for turn in unanswered:
             self._broker.events.send(turn.job_events)
-            if turn.kills:
-                continue  # the next agent gets them again
-            for delivery in turn.answered:
-                delivery.ack()
+            self._acknowledge(turn)
         self._report(active=False)
         self._broker.close(CONFIRM_GRACE if self._connectivity.connected else 0.0)
         # Process the last events, so that the next agent need not redo that work.
