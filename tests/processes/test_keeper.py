@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import threading
@@ -326,9 +325,10 @@ def test_callbacks_may_raise_and_may_start_the_next_group(group):
 
 def test_a_closed_keeper_leaves_no_process_and_no_descriptor(group):
     helper = psutil.Process(group.keeper.pid)
-    gc.collect()  # what earlier tests left behind must not be closed in between
+    times = 20  # more than what threads of earlier tests open or close in between
     before = len(list(Path("/proc/self/fd").iterdir()))
-    group.run(group.command("true"))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    for _ in range(times):
+        group.run(group.command("true"))
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + times
     group.keeper.close()
     assert not helper.is_running()
