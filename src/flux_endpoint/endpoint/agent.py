@@ -97,8 +97,6 @@ class Agent:
         self._broker = BrokerLink(queues, config, url, self._inbox.put)
         self._connectivity = Connectivity(queues.task_queue_info.queue)
         self._phase = AgentPhase.CLAIMING
-        #: Whether there are accepted jobs that were not submitted before the stop.
-        self._leaves_jobs = False
         self._ending = AgentEnding(engine, config, self._begin_to_stop, self._inbox.put)
         self._records = TaskRecords(directory)
         self._journal: Journal
@@ -254,7 +252,7 @@ class Agent:
         if self._phase is not AgentPhase.STOPPING:
             self._submit(jobs)
         elif jobs:
-            self._leaves_jobs = True
+            self._ending.leaves_jobs = True
         for engine_id, signum in turn.kills:
             self._engine.cancel(engine_id, signum)
         for engine_id, urgency in turn.reordered:
@@ -263,7 +261,7 @@ class Agent:
         self._acknowledge(turn)
 
     def _acknowledge(self, turn: Turn) -> None:
-        if turn.kills and self._leaves_jobs:
+        if turn.kills and self._ending.leaves_jobs:
             return  # they may be meant for a job that the next agent has run, which gets them again
         for delivery in turn.answered:
             delivery.ack()
@@ -420,7 +418,7 @@ class Agent:
             self._phase = AgentPhase.STOPPING
             self._engine.stop(0)
         unanswered = self._recorder.close()
-        self._leaves_jobs = True
+        self._ending.leaves_jobs = True
         for turn in unanswered:
             self._broker.events.send(turn.job_events)
             self._acknowledge(turn)

@@ -50,6 +50,8 @@ class AgentEnding:
         self._loss: EngineLost | EndpointGone | None = None
         #: Monotonic time at which the agent leaves.
         self.leave_at = math.inf
+        #: Whether there are accepted jobs that were not submitted before the stop.
+        self.leaves_jobs = False
 
     @property
     def due(self) -> float:
