@@ -103,12 +103,11 @@ def test_nobody_who_follows_a_task_waits_for_a_broker_that_takes_nothing() -> No
 
 
 def test_more_tasks_than_can_be_passed_on_leave_the_others(
-    fanouts: list[tuple[OutputFanout, Follower]], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (fanout, _), _ = fanouts
     now = 0.0
     monkeypatch.setattr(output_fanout, "MOST_FOLLOWED", 1)
-    monkeypatch.setattr(fanout, "_clock", lambda: now)
+    fanout = OutputFanout(cast("AmqpConnection", None), Follower(), lambda: now)
     fanout._note("a")
     fanout._note("b")
     now = PASSED_ON - 1
