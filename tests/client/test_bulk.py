@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -102,12 +103,16 @@ def test_calls_of_an_earlier_program_may_have_ended() -> None:
 def test_early_ends_beyond_the_bound_are_not_kept() -> None:
     calls = CallStates(max_kept=3000)
     calls.begin()
-    for each in (0, 0, 1, 2, 9):
-        calls.end(task_id(each), Answer(TaskEnd(task_id(each), "value")))
+    ends = [Answer(TaskEnd(task_id(each), "value")) for each in range(9)]
+    before = [sys.getrefcount(each) for each in ends]
+    for each in (0, 0, 1, 2, 8):
+        calls.end(task_id(each), ends[each])
+    after = [sys.getrefcount(each) for each in ends]
+    assert [more - less for more, less in zip(after, before, strict=True)] == [1, 1] + [0] * 7
     calls.add([task_id(each) for each in range(3)])
-    assert calls.in_state(OPEN, 9) == [2]
-    assert calls.complete()  # so the service is asked for it
-    assert calls.is_kept(1)
+    assert list(calls.ended_from(0)) == [0, 1, 2]
+    assert [calls.is_kept(index) for index in range(3)] == [True, True, False]
+    assert not calls.complete()
 
 
 # With a server in place of the service.

@@ -71,8 +71,9 @@ class CallStates:
         self._kept: dict[int, Message | Answer] = {}
         self._kept_bytes = 0
         self._awaited: dict[int, ComputeFuture] = {}
-        #: Ends of unknown tasks during a submission, by task id; `None`: there is none.
-        self._early: dict[str, Message | Answer] | None = None
+        #: Ends of unknown tasks during a submission, by task id; `None` for one: there was no room
+        #: for it. `None` for all: there is no submission.
+        self._early: dict[str, Message | Answer | None] | None = None
         self._early_lost = False
         self._openings = 0
         self._changed = threading.Condition()
@@ -109,15 +110,16 @@ class CallStates:
             self._ids.add(task_ids)
             self._states.extend(bytes([state]) * len(task_ids))
             for task_id in task_ids if self._early else ():
-                early = (self._early or {}).pop(task_id, None)
-                if early is not None:
-                    self._kept_bytes -= early.size
+                if self._early and task_id in self._early:
+                    early = self._early.pop(task_id)
+                    self._kept_bytes -= early.size if early is not None else 0
                     self._end(task_id, early)
 
     def complete(self) -> bool:
         """Note that all calls are known; return whether ends may have been missed before."""
         with self._changed:
-            self._kept_bytes -= sum(each.size for each in (self._early or {}).values())
+            left = (self._early or {}).values()
+            self._kept_bytes -= sum(each.size for each in left if each is not None)
             self._early = None
             self._changed.notify_all()
             return self._early_lost
@@ -152,8 +154,7 @@ class CallStates:
     def _end(self, task_id: str, end: Message | Answer | None) -> ComputeFuture | None:
         index = self._ids.find(task_id)
         if index is None:
-            if end is not None:
-                self._keep_early(task_id, end)
+            self._keep_early(task_id, end)
             return None
         if self._states[index] != ENDED:
             self._states[index] = ENDED
@@ -169,14 +170,16 @@ class CallStates:
             self._kept_bytes += end.size
         return future
 
-    def _keep_early(self, task_id: str, end: Message | Answer) -> None:
+    def _keep_early(self, task_id: str, end: Message | Answer | None) -> None:
         if self._early is None or task_id in self._early:
             return
-        if len(self._early) < MAX_EARLY and self._kept_bytes + end.size <= self._max_kept:
+        if len(self._early) >= MAX_EARLY:
+            self._early_lost = True
+        elif end is not None and self._kept_bytes + end.size <= self._max_kept:
             self._early[task_id] = end
             self._kept_bytes += end.size
         else:
-            self._early_lost = True
+            self._early[task_id] = None
 
     def await_end(self, index: int, future: ComputeFuture) -> bool:
         """Have `end` return a call's future; return `False` if the call has ended already."""
