@@ -140,6 +140,11 @@ def test_a_view_has_options_of_its_own(service: Any, executor: Executor) -> None
     assert service.submissions()[-1].body["run_options"] == {"time_limit": 60.0}
 
 
+def test_shell_options_of_a_wrong_type_are_named(executor: Executor) -> None:
+    with pytest.raises(ResourceSpecificationError, match="shell_options must be a dict"):
+        executor.using(shell_options=5)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

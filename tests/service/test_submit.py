@@ -361,3 +361,6 @@ def test_wrong_options_are_refused(submit: Submit, function_id: str) -> None:
     job = {"run_options": {"time_limit": 1}, "resource_specification": {"num_nodes": 1}}
     answer = submit({function_id: [PAYLOAD]}, **job)
     assert "walltime" in refusal(answer, 422, "SEMANTICALLY_INVALID", "run_options").message
+    # The endpoint says what is wrong with it.
+    wrong = {"resource_specification": {"num_nodes": 1, "shell_options": 5}}
+    assert submit({function_id: [PAYLOAD]}, **wrong).status_code == 200

@@ -42,7 +42,7 @@ class UrgencyOutcome:
 def _urgency(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
     if value in _WORDS:
         return _WORDS[value]
-    if value.isdecimal() and int(value) <= MAX_URGENCY:
+    if value.isdecimal() and len(value) < 9 and int(value) <= MAX_URGENCY:
         return int(value)
     words = ", ".join(_WORDS)
     raise click.BadParameter(f"{value!r} is no number from 0 to {MAX_URGENCY}, nor one of {words}")

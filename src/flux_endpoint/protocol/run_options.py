@@ -121,8 +121,9 @@ def check_for_job(options: RunOptions, resources: Mapping[str, Any]) -> None:
     Raises:
         RunOptionsError: one of them is for tasks on workers only, or contradicts the resources.
     """
-    shell_options = resources.get("shell_options") or {}
-    names = {str(name).partition(".")[0] for name in shell_options}
+    shell_options = resources.get("shell_options")  # not checked yet
+    given = shell_options if isinstance(shell_options, Mapping) else {}
+    names = {str(name).partition(".")[0] for name in given}
     if options.stdin is not None and "input" in names:
         raise RunOptionsError("stdin and the shell option 'input' contradict: set one of them")
     if options.time_limit:
