@@ -76,6 +76,12 @@ def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
     assert len(files(store)) == 1
 
 
+def test_that_a_store_can_not_be_noted_is_logged_once(store, monkeypatch, caplog):
+    monkeypatch.setenv("FLUX_ENDPOINT_HOME", "/proc/nothing")
+    assert [store.put(number).get() for number in (1, 2)] == [1, 2]
+    assert caplog.text.count(f"the store {store.directory} can't be noted") == 1
+
+
 def test_a_full_disk_is_reported(small_disk: SmallDisk):
     store = SharedDirectory(small_disk.path / "store", lifetime="1d")
     small_disk.fill()

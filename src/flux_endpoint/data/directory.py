@@ -113,7 +113,7 @@ class SharedDirectory(DataStore):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            os.utime(partial, (time.time(), ends))
+            os.utime(partial, (time.time(), ends), follow_symlinks=False)
             partial.replace(path)
         except BaseException:
             with suppress(OSError):

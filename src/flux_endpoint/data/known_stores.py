@@ -22,6 +22,8 @@ from flux_endpoint.logs import event
 log = logging.getLogger(__name__)
 
 _noted: set[tuple[int, str, Path]] = set()
+#: Stores that could not be noted, which is logged once and not with each object.
+_reported: set[Path] = set()
 
 
 def _folder(name: str, *, create: bool = False) -> Path:
@@ -47,7 +49,12 @@ def note_directory(directory: Path) -> None:
         paths.write_private(folder / f"{name}.json", text, durable=False)
         _noted.add(key)
     except (OSError, ConfigurationError) as error:
-        event(log, logging.WARNING, "a store could not be noted", store=directory, reason=error)
+        if directory in _reported:
+            return
+        _reported.add(directory)
+        # In the text: a client's program may show no fields.
+        text = f"the store {directory} can't be noted, so what expires there may stay: {error}"
+        event(log, logging.WARNING, text)
 
 
 def directories() -> Iterator[tuple[Path, Path]]:
