@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
+from flux_endpoint.cli.group import find_group
 from flux_endpoint.cli.options import complete_endpoint, json_option, put_json, task_or_job
 from flux_endpoint.cli.progress import counted
 from flux_endpoint.cli.service_api import OperatorApi
@@ -126,6 +127,8 @@ def cancel(
     ids, failures = found_tasks(api, tasks)
     if group is not None:
         found, _ = fetch(api, task_group_id=str(group), states=OPEN_STATES, limit=_MAX_TASKS)
+        if not found:
+            find_group(api, str(group))
         ids += [each.task_id for each in found]
     if endpoint is not None:
         at = find_endpoint(endpoint, api).require_id()

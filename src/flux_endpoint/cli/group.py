@@ -40,7 +40,11 @@ def group(*, group: UUID, as_json: bool, color: bool) -> None:
     GROUP is the id of the group: `group.task_group_id` or `executor.task_group_id` in Python. It
     may run for days, at several endpoints, or in several blocks of one.
     """
-    report = find_group(OperatorApi(), str(group))
+    api = OperatorApi()
+    report = find_group(api, str(group))
+    left = [each.endpoint_id for each in report.endpoints if each.unfinished]
+    if api.refresh(left):
+        report = find_group(api, str(group))
     if as_json:
         put_json(report.model_dump(mode="json"))
         return
@@ -69,7 +73,9 @@ def find_group(api: OperatorApi, group_id: str) -> GroupReport:
         return api.group(group_id)
     except ServiceError as error:
         if error.code == "TASK_GROUP_NOT_FOUND":
-            raise NotFoundError(f"{error}: `flux-endpoint tasks -o group` lists yours") from error
+            raise NotFoundError(
+                f"{error}: `flux-endpoint tasks -o group,age` shows those of your latest tasks"
+            ) from error
         raise
 
 

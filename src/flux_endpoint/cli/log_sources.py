@@ -82,6 +82,7 @@ def task_sources(task_id: str, directory: EndpointDirectory) -> list[LogSource]:
         raise NotFoundError(
             f"task {task_id} has left no files of output in {work}: only commands do that write "
             "something, unless they name files of their own. What functions print is in "
+            f"`flux-endpoint task {task_id}`, and with that of all others in "
             f"`flux-endpoint logs {directory.name}{_OUTPUT}`"
         )
     return found

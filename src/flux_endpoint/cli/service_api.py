@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from flux_endpoint.credentials import load_credentials
-from flux_endpoint.errors import ServiceError
+from flux_endpoint.errors import FluxEndpointError, ServiceError
 from flux_endpoint.protocol.administration import (
     UserEndpoint,
     UserEndpointsAnswer,
@@ -39,6 +41,8 @@ TIMEOUT = 15.0
 ATTEMPTS = 2
 #: Seconds for which the service waits for output; less than the timeout.
 _WAIT = 10.0
+#: The most endpoints that are asked for reports at a time.
+_MOST_REFRESHED = 8
 
 
 class OperatorApi:
@@ -80,6 +84,26 @@ class OperatorApi:
         """
         params = {"fresh": "true"} if fresh else None
         return self._get(f"/v3/endpoints/{endpoint_id}/status", EndpointStateAnswer, params)
+
+    def refresh(self, endpoint_ids: Iterable[str]) -> bool:
+        """Have endpoints send reports if their last ones are old, for the states of tasks.
+
+        Args:
+            endpoint_ids: the endpoints; of very many, only some are asked.
+
+        Returns:
+            Whether one was asked.
+        """
+        asked = list(dict.fromkeys(endpoint_ids))[:_MOST_REFRESHED]
+
+        def ask(endpoint_id: str) -> None:
+            with suppress(FluxEndpointError):  # then the states are those of its last report
+                self.endpoint_state(endpoint_id, fresh=True)
+
+        if asked:
+            with ThreadPoolExecutor(len(asked)) as threads:
+                list(threads.map(ask, asked))
+        return bool(asked)
 
     def endpoints(self, role: str = "owner") -> list[EndpointSummary]:
         """Return the user's endpoints; with the role "any", also those that everybody may use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -128,7 +129,8 @@ def tasks(
     """
     api = OperatorApi()
     target = find_endpoint(endpoint, api) if endpoint is not None else None
-    found, more = fetch(
+    search = partial(
+        fetch,
         api,
         endpoint_id=None if target is None else target.require_id(),
         task_group_id=None if group is None else str(group),
@@ -138,6 +140,9 @@ def tasks(
         all_users=all_users,
         user=user,
     )
+    found, more = search()
+    if api.refresh(task.endpoint_id for task in found if task.state in OPEN_STATES):
+        found, more = search()
     of_others = all_users or user is not None
     if view.as_json:
         put_json({"tasks": [document(task) for task in found], "more": more})

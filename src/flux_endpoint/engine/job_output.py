@@ -21,6 +21,11 @@ def end_of_file(path: str, cwd: str) -> str:
     try:
         # Opening a named pipe must not block.
         descriptor = os.open(whole, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return (
+            f"[output went to {whole}, which is not here (any more); "
+            "that of a task is in `flux-endpoint task`]\n"
+        )
     except OSError as error:
         return f"[output is in {whole}, which can't be read here: {error.strerror}]\n"
     try:

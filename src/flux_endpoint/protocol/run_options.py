@@ -47,7 +47,8 @@ class RunOptions:
         retry_delay: seconds before the second attempt; each further pause is twice as long.
         time_limit: seconds that an attempt may run on a worker; 0: no limit. Jobs have `walltime`.
         stdin: its standard input, or the path of a file with it; `None`: it has none.
-        cwd: its working directory, absolute or below the task's own; empty: that.
+        cwd: its working directory, absolute, or relative to the endpoint's `working_dir` (with
+            `run_in_sandbox`, to the task's own); empty: that.
         env: variables to set, or with `None` to unset.
         hold: whether it waits until somebody releases it, or gives it an urgency.
     """

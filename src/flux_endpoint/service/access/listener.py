@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from flux_endpoint.amqp.authorization import QUESTIONS
 from flux_endpoint.logs import event
+from flux_endpoint.service.access.trial import TRIAL_PREFIX
 from flux_endpoint.service.http_protocol import BoundedProtocol, ConnectionLimits, Connections
 from flux_endpoint.service.sockets import listen
 
@@ -142,7 +143,10 @@ class QuestionListener:
             return 503, b""
         if not allowed and question != "user":
             logged = {name: fields[name] for name in _LOGGED if name in fields}
-            event(log, logging.INFO, "authorization refused", question=question, **logged)
+            # The service tries the broker's questions with accounts that must be refused.
+            is_trial = fields.get("username", "").startswith(TRIAL_PREFIX)
+            level = logging.DEBUG if is_trial else logging.INFO
+            event(log, level, "authorization refused", question=question, **logged)
         return 200, b"allow" if allowed else b"deny"
 
 

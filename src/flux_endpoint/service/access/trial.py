@@ -17,6 +17,8 @@ from flux_endpoint.amqp.url import address_of, connection_parameters, reason_of,
 
 _EXCHANGE = "amq.topic"
 _HEARTBEAT = 20
+#: The names of these accounts begin with it.
+TRIAL_PREFIX = "trial-"
 
 
 class Verdict(Enum):
@@ -44,7 +46,7 @@ class Trial:
     """One trial, with its own account."""
 
     def __init__(self) -> None:
-        self.name = f"trial-{secrets.token_hex(16)}"
+        self.name = f"{TRIAL_PREFIX}{secrets.token_hex(16)}"
         self.password = secrets.token_hex(16)
         #: The kinds of requests that have arrived.
         self.asked: set[str] = set()
