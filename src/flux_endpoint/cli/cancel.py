@@ -26,18 +26,23 @@ from flux_endpoint.protocol.states import FINAL_STATES
 _AT_A_TIME = 8
 #: The most open tasks of a group that are searched for.
 _MAX_TASKS = 1_000_000
-_TONES: dict[str, Tone] = {"ending": "active", "cancelled": "quiet", "failed": "bad"}
+_TONES: dict[str, Tone] = {
+    "ending": "active",
+    "sent": "active",
+    "cancelled": "quiet",
+    "failed": "bad",
+}
 _COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
 
 
 @dataclass(frozen=True)
-class CancelOutcome:
-    """The result of a request to end a task.
+class TaskOutcome:
+    """The result of a request about a task.
 
     Attributes:
         task_id: the task's id; the job's id if it has no task.
-        outcome: "ending" (its endpoint was notified), "cancelled" (it has ended), "ended before" or
-          "failed".
+        outcome: "ending" (its endpoint was notified), "cancelled" (it has ended), "sent" (an
+            urgency, to its endpoint), "ended before" or "failed".
         status: the task's present state at the service.
         error: why the request failed.
     """
@@ -69,7 +74,7 @@ def given_tasks(
 
 def found_tasks(
     api: OperatorApi, wanted: tuple[UUID | JobID, ...]
-) -> tuple[list[str], list[CancelOutcome]]:
+) -> tuple[list[str], list[TaskOutcome]]:
     """Return task ids, with jobs replaced by their tasks, and outcomes for jobs without a task."""
     ids = [str(each) for each in wanted if isinstance(each, UUID)]
     jobs = [each for each in wanted if isinstance(each, JobID)]
@@ -83,13 +88,13 @@ def found_tasks(
             ids += found
         elif found:  # jobs of several endpoints have that id
             several = f"{len(found)} tasks have a job of that id, name one: {', '.join(found)}"
-            failures.append(CancelOutcome(shown, "failed", error=several))
+            failures.append(TaskOutcome(shown, "failed", error=several))
         else:
             none = (
                 "none of your open tasks has that job; in a Flux instance, `flux cancel` ends "
                 "any other"
             )
-            failures.append(CancelOutcome(shown, "failed", error=none))
+            failures.append(TaskOutcome(shown, "failed", error=none))
     return ids, failures
 
 
@@ -138,22 +143,28 @@ def cancel(
     code, outcomes = _end(api, ids)
     if failures:
         code, outcomes = code or ExitCode.NOT_FOUND, outcomes + failures
-    if as_json:
-        put_json({"tasks": [asdict(each) for each in outcomes]})
-    elif not outcomes:
-        click.echo("No open tasks.")
+    if outcomes or as_json:
+        put_outcomes(outcomes, as_json=as_json, color=color)
     else:
-        rows = [
-            Row([each.task_id, each.outcome, each.error or ""], _TONES.get(each.outcome))
-            for each in outcomes
-        ]
-        click.echo(render(_COLUMNS, rows, color=color), color=color)
+        click.echo("No open tasks.")
     return code
 
 
-def _end(api: OperatorApi, ids: list[str]) -> tuple[ExitCode, list[CancelOutcome]]:
+def put_outcomes(outcomes: list[TaskOutcome], *, as_json: bool, color: bool) -> None:
+    """Print outcomes as a table or as JSON."""
+    if as_json:
+        put_json({"tasks": [asdict(each) for each in outcomes]})
+        return
+    rows = [
+        Row([each.task_id, each.outcome, each.error or ""], _TONES.get(each.outcome))
+        for each in outcomes
+    ]
+    click.echo(render(_COLUMNS, rows, color=color), color=color)
+
+
+def _end(api: OperatorApi, ids: list[str]) -> tuple[ExitCode, list[TaskOutcome]]:
     code = ExitCode.OK
-    outcomes: list[CancelOutcome] = []
+    outcomes: list[TaskOutcome] = []
     ender = _Ender(api)
     threads = ThreadPoolExecutor(_AT_A_TIME)
     try:
@@ -173,7 +184,7 @@ class _Ender:
         self._api = api
         self._unreachable: ServiceUnreachableError | None = None
 
-    def end(self, task_id: str) -> tuple[CancelOutcome, ExitCode]:
+    def end(self, task_id: str) -> tuple[TaskOutcome, ExitCode]:
         try:
             if self._unreachable is not None:
                 raise self._unreachable
@@ -181,9 +192,9 @@ class _Ender:
         except FluxEndpointError as error:
             if isinstance(error, ServiceUnreachableError):
                 self._unreachable = error
-            return CancelOutcome(task_id, "failed", error=str(error)), exit_code_of(error)
+            return TaskOutcome(task_id, "failed", error=str(error)), exit_code_of(error)
         if not answer.delivered:
             outcome = "ended before"
         else:
             outcome = "cancelled" if answer.status in FINAL_STATES else "ending"
-        return CancelOutcome(task_id, outcome, answer.status), ExitCode.OK
+        return TaskOutcome(task_id, outcome, answer.status), ExitCode.OK

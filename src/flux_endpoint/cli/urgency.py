@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from uuid import UUID
 
 import click
 
-from flux_endpoint.cli.cancel import complete_task, found_tasks, given_tasks
+from flux_endpoint.cli.cancel import (
+    TaskOutcome,
+    complete_task,
+    found_tasks,
+    given_tasks,
+    put_outcomes,
+)
 from flux_endpoint.cli.exits import ExitCode, exit_code_of
-from flux_endpoint.cli.options import json_option, put_json
+from flux_endpoint.cli.options import json_option
 from flux_endpoint.cli.service_api import OperatorApi
-from flux_endpoint.cli.table import Column, Row, Tone, color_option, render
+from flux_endpoint.cli.table import color_option
 from flux_endpoint.errors import FluxEndpointError, ServiceUnreachableError
 from flux_endpoint.protocol.jobid import JobID
 from flux_endpoint.protocol.resources import HELD, MAX_URGENCY
 
 #: The words of `flux job urgency`.
 _WORDS = {"hold": HELD, "expedite": MAX_URGENCY, "default": None}
-_TONES: dict[str, Tone] = {"sent": "active", "failed": "bad"}
-_COLUMNS = [Column("TASK"), Column("OUTCOME"), Column("")]
-
-
-@dataclass(frozen=True)
-class UrgencyOutcome:
-    """The result of a request for a task.
-
-    Attributes:
-        task_id: the task's id; the job's id if it has no task.
-        outcome: "sent" (to its endpoint), "ended before" or "failed".
-        status: the task's present state at the service.
-        error: why the request failed.
-    """
-
-    task_id: str
-    outcome: str
-    status: str | None = None
-    error: str | None = None
 
 
 def _urgency(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
@@ -72,24 +58,17 @@ def urgency(
     api = OperatorApi()
     ids, failures = found_tasks(api, tasks)
     code = ExitCode.NOT_FOUND if failures else ExitCode.OK
-    outcomes = [UrgencyOutcome(each.task_id, each.outcome, error=each.error) for each in failures]
+    outcomes = list(failures)
     for task_id in dict.fromkeys(ids):
         try:
             answer = api.set_urgency(task_id, urgency)
         except ServiceUnreachableError:
             raise
         except FluxEndpointError as error:
-            outcomes.append(UrgencyOutcome(task_id, "failed", error=str(error)))
+            outcomes.append(TaskOutcome(task_id, "failed", error=str(error)))
             code = code or exit_code_of(error)
         else:
             outcome = "sent" if answer.delivered else "ended before"
-            outcomes.append(UrgencyOutcome(task_id, outcome, answer.status))
-    if as_json:
-        put_json({"tasks": [asdict(each) for each in outcomes]})
-    else:
-        rows = [
-            Row([each.task_id, each.outcome, each.error or ""], _TONES.get(each.outcome))
-            for each in outcomes
-        ]
-        click.echo(render(_COLUMNS, rows, color=color), color=color)
+            outcomes.append(TaskOutcome(task_id, outcome, answer.status))
+    put_outcomes(outcomes, as_json=as_json, color=color)
     return code

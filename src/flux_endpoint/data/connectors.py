@@ -16,7 +16,7 @@ from flux_endpoint.errors import DataStoreError
 
 
 class Connector(Protocol):
-    """Those methods of `proxystore.connectors.protocols.Connector` that are used here."""
+    """The used part of the protocol `proxystore.connectors.protocols.Connector`."""
 
     def put(self, obj: Any) -> Any:
         """Store bytes, and return their key."""

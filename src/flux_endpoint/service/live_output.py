@@ -152,7 +152,7 @@ def _new_streams() -> dict[str, _Stream]:
 
 @dataclass(frozen=True)
 class Known:
-    """What a follower has of a task's output: an attempt, and the positions in both streams."""
+    """A follower's position in a task's output: an attempt, and the bytes of both streams."""
 
     attempt: int
     positions: tuple[int, ...]
@@ -179,7 +179,7 @@ class FollowedTask:
 
     @property
     def known(self) -> Known:
-        """What is known of its output."""
+        """The known part of its output."""
         attempt, streams = next(reversed(self.attempts.items()))
         return Known(attempt, tuple(streams[name].end for name in STREAMS))
 

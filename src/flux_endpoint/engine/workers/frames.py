@@ -1,4 +1,4 @@
-"""What manager and pool, and manager and worker, send each other: frames; the counter of claims.
+"""The messages between pool, manager and worker, as frames; and the counter of claims.
 
 Between pool and manager frames are ZeroMQ's; `combined` has what each costs.
 

@@ -72,7 +72,7 @@ def _too_many(what: str, status: int) -> ServiceError:
 
 
 class OutputResponse(StreamingResponse):
-    """What a task prints, until it ends, the page is closed, or `LONGEST` seconds are over.
+    """Streams a task's output until it ends, the page is closed, or `LONGEST` seconds are over.
 
     Args:
         follower: gets the output.

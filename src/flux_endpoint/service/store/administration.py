@@ -1,4 +1,4 @@
-"""What administrators see and change: users with their limits, and the endpoints of all users."""
+"""Administrators' view: users with their limits, and the endpoints and tasks of all users."""
 
 import math
 import time

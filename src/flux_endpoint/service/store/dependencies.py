@@ -93,7 +93,7 @@ class ReadyTask:
 
 @dataclass(frozen=True)
 class Counted:
-    """What the end of some tasks means for those that need them.
+    """The consequences of the end of some tasks for those that need them.
 
     Attributes:
         are_ready: whether others are ready now.
